@@ -1,0 +1,6 @@
+"""The artifact folder: its format, without torch."""
+
+from d4c.artifact.folder import FORMAT_VERSION, Artifact, read_artifact, read_manifest, write_artifact
+from d4c.artifact.work import Work
+
+__all__ = ["FORMAT_VERSION", "Artifact", "Work", "read_artifact", "read_manifest", "write_artifact"]

@@ -1,0 +1,101 @@
+"""One table between open_clip's parameter names and the canonical ones, read in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from d4c.artifact.architecture import ClipConfig, ResNetConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One of open_clip's parameters.
+
+    Args:
+        theirs: its name there.
+        ours: the canonical name, or three of them where it is split into equal parts along axis 0.
+        transposed: whether the canonical form is its transpose.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    transposed: bool = False
+
+
+def name_table(config: ClipConfig, text_prefix: str = "") -> list[Entry]:
+    """Every parameter of a model, in the canonical order.
+
+    Args:
+        text_prefix: "text." where open_clip keeps the text tower in a module of its own (CustomTextCLIP).
+    """
+    image = _resnet(config.image) if isinstance(config.image, ResNetConfig) else _vit(config)
+    return [*image, *_text(config, text_prefix), Entry("logit_scale", ("logit_scale",))]
+
+
+def _vit(config: ClipConfig) -> Iterator[Entry]:
+    vit = config.image
+    assert not isinstance(vit, ResNetConfig)
+    yield Entry("visual.class_embedding", ("image.class_embedding",))
+    yield Entry("visual.positional_embedding", ("image.position_embedding",))
+    yield Entry("visual.conv1.weight", ("image.patch_embedding.weight",))
+    if vit.pre_norm:
+        yield from _both("visual.ln_pre", "image.norm_pre")
+    for i in range(vit.layers):
+        yield from _block(f"visual.transformer.resblocks.{i}", f"image.blocks.{i}", vit.layer_scale)
+    yield from _both("visual.ln_post", "image.norm_post")
+    yield Entry("visual.proj", ("image.projection.weight",), transposed=True)
+
+
+def _resnet(config: ResNetConfig) -> Iterator[Entry]:
+    for i in (1, 2, 3):
+        yield Entry(f"visual.conv{i}.weight", (f"image.stem.conv{i}.weight",))
+        yield from _batch_norm(f"visual.bn{i}", f"image.stem.bn{i}")
+    for stage, depth in enumerate(config.layers, start=1):
+        for block in range(depth):
+            theirs, ours = f"visual.layer{stage}.{block}", f"image.layer{stage}.{block}"
+            for i in (1, 2, 3):
+                yield Entry(f"{theirs}.conv{i}.weight", (f"{ours}.conv{i}.weight",))
+                yield from _batch_norm(f"{theirs}.bn{i}", f"{ours}.bn{i}")
+            if block == 0:
+                yield Entry(f"{theirs}.downsample.0.weight", (f"{ours}.shortcut.conv.weight",))
+                yield from _batch_norm(f"{theirs}.downsample.1", f"{ours}.shortcut.bn")
+    yield Entry("visual.attnpool.positional_embedding", ("image.pool.position_embedding",))
+    for theirs, ours in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("c_proj", "out")):
+        yield from _both(f"visual.attnpool.{theirs}", f"image.pool.{ours}")
+
+
+def _text(config: ClipConfig, prefix: str) -> Iterator[Entry]:
+    yield Entry(f"{prefix}token_embedding.weight", ("text.token_embedding.weight",))
+    yield Entry(f"{prefix}positional_embedding", ("text.position_embedding",))
+    for i in range(config.text.layers):
+        yield from _block(f"{prefix}transformer.resblocks.{i}", f"text.blocks.{i}", config.text.layer_scale)
+    yield from _both(f"{prefix}ln_final", "text.norm_final")
+    if config.text.projection_bias:
+        yield from _both(f"{prefix}text_projection", "text.projection")
+    else:
+        yield Entry(f"{prefix}text_projection", ("text.projection.weight",), transposed=True)
+
+
+def _block(theirs: str, ours: str, layer_scale: bool) -> Iterator[Entry]:
+    yield from _both(f"{theirs}.ln_1", f"{ours}.norm1")
+    for kind in ("weight", "bias"):
+        parts = tuple(f"{ours}.attention.{name}.{kind}" for name in "qkv")
+        yield Entry(f"{theirs}.attn.in_proj_{kind}", parts)
+    yield from _both(f"{theirs}.attn.out_proj", f"{ours}.attention.out")
+    yield from _both(f"{theirs}.ln_2", f"{ours}.norm2")
+    yield from _both(f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc1")
+    yield from _both(f"{theirs}.mlp.c_proj", f"{ours}.mlp.fc2")
+    if layer_scale:
+        for i in (1, 2):
+            yield Entry(f"{theirs}.ls_{i}.gamma", (f"{ours}.scale{i}.gamma",))
+
+
+def _both(theirs: str, ours: str) -> Iterator[Entry]:
+    for kind in ("weight", "bias"):
+        yield Entry(f"{theirs}.{kind}", (f"{ours}.{kind}",))
+
+
+def _batch_norm(theirs: str, ours: str) -> Iterator[Entry]:
+    for kind in ("weight", "bias", "running_mean", "running_var"):
+        yield Entry(f"{theirs}.{kind}", (f"{ours}.{kind}",))

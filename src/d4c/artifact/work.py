@@ -1,0 +1,54 @@
+"""What a long stage is given: a place for finished pieces, and an ear for how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+Report = Callable[[str, int, int], None]
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+def _silent(label: str, done: int, total: int) -> None:
+    pass
+
+
+class Work:
+    """Remembers finished pieces of a stage in files, so that a killed run loses at most the current piece.
+
+    Args:
+        folder: where the pieces lie, made when the first is kept; None forgets everything.
+        report: called with a label, the number of steps done and their total.
+    """
+
+    def __init__(self, folder: Path | None = None, report: Report = _silent) -> None:
+        self.folder, self.report = folder, report
+
+    def within(self, name: str) -> Work:
+        """The same for a part of the work, in a folder of its own."""
+        return Work(None if self.folder is None else self.folder / name, self.report)
+
+    def recall(self, piece: str) -> Arrays | None:
+        """A piece that was kept, or None."""
+        if self.folder is None:
+            return None
+        with contextlib.suppress(OSError, SafetensorError):
+            return load_file(self.folder / f"{piece}.safetensors")
+        return None
+
+    def keep(self, piece: str, arrays: Arrays) -> None:
+        """Keep a piece; it appears whole or not at all."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{piece}.safetensors"
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+        temporary.replace(path)
