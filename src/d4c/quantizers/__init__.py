@@ -1,0 +1,1 @@
+"""Grids, ranges and quantized layers; they know neither CLIP nor data."""
