@@ -1,0 +1,91 @@
+"""Rewriting a float model so that it quantizes better, without changing what it computes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from d4c.models.attention import Block
+from d4c.models.clip import Clip
+from d4c.models.resnet import Bottleneck, ModifiedResNet, Shortcut, Stem
+
+
+def fold_batchnorm(clip: Clip) -> Clip:
+    """Absorb every BatchNorm into the convolution before it.
+
+    W' = W γ / sqrt(v + ε), b' = β − m γ / sqrt(v + ε), per output channel; the BatchNorm becomes the identity.
+
+    Returns:
+        a new model; one without BatchNorm comes back as a copy.
+    """
+    clip = copy.deepcopy(clip)
+    for module in clip.image.modules():
+        if isinstance(module, Stem | Bottleneck):
+            for i in (1, 2, 3):
+                _fold_pair(module, f"conv{i}", f"bn{i}")
+        elif isinstance(module, Shortcut):
+            _fold_pair(module, "conv", "bn")
+    if isinstance(clip.image, ModifiedResNet):
+        clip.image.config = dataclasses.replace(clip.image.config, batch_norm=False)
+        clip.config = dataclasses.replace(clip.config, image=clip.image.config)
+    return clip
+
+
+def _fold_pair(parent: nn.Module, conv_name: str, norm_name: str) -> None:
+    conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
+    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+        return
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # [out]
+    conv.weight.data = (conv.weight.double() * factor[:, None, None, None]).float()
+    conv.bias = nn.Parameter((norm.bias.double() - norm.running_mean.double() * factor).float(), requires_grad=False)
+    setattr(parent, norm_name, nn.Identity())
+
+
+def fold_layernorm(clip: Clip, shifts: dict[str, Tensor], ratios: dict[str, Tensor]) -> Clip:
+    """Shift and rescale the channels that a LayerNorm hands to its linears, and undo it in their weights.
+
+    γ' = γ / r, β' = (β − m) / r, W' = W diag(r), b' = b + W m (RepQ-ViT, arXiv:2212.08254, without its rounding of m
+    and r). q, k and v share one m and one r; fc1 has its own.
+
+    Args:
+        shifts: m by tensor site (`image.blocks.0.attention.input`), [channel]; sites not named stay as they are.
+        ratios: r > 0 by the same names, [channel].
+
+    Returns:
+        a new model.
+
+    Raises:
+        ValueError: a ratio is not positive and finite, or a name is not the input of an attention or an MLP.
+    """
+    clip = copy.deepcopy(clip)
+    left = set(shifts) | set(ratios)
+    for name, block in clip.named_modules():
+        if not isinstance(block, Block):
+            continue
+        attention, mlp = block.attention, block.mlp
+        for site, norm, readers in (
+            (f"{name}.attention.input", block.norm1, (attention.q, attention.k, attention.v)),
+            (f"{name}.mlp.input", block.norm2, (mlp.fc1,)),
+        ):
+            if site in left:
+                left.discard(site)
+                shift = shifts.get(site, torch.zeros_like(norm.bias))
+                _fold_norm(norm, readers, shift, ratios.get(site, torch.ones_like(norm.bias)))
+    if left:
+        raise ValueError(f"not the input of an attention or an MLP: {min(left)}")
+    return clip
+
+
+def _fold_norm(norm: nn.LayerNorm, readers: tuple[nn.Linear, ...], shift: Tensor, ratio: Tensor) -> None:
+    if not bool((ratio.isfinite() & (ratio > 0)).all()):
+        raise ValueError(f"need ratios > 0, got {ratio.min():g}")
+    for linear in readers:
+        linear.bias.data = (linear.bias.double() + linear.weight.double() @ shift.double()).float()
+        linear.weight.data = linear.weight * ratio
+    norm.weight.data = norm.weight / ratio
+    norm.bias.data = (norm.bias - shift) / ratio

@@ -1,0 +1,206 @@
+"""open_clip's models: a registered name with a tag, or a local folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from d4c.artifact.architecture import Activation, ClipConfig, ResNetConfig, TextConfig, VisionTransformerConfig
+from d4c.artifact.open_clip_names import name_table
+from d4c.errors import ModelFileError, UnknownNameError, UnsupportedModelError
+from d4c.inputs import Preprocess, Tokenizer
+from d4c.models.clip import Clip, clip_from_state
+from d4c.models.torchvision_schemas import declare_torchvision_schemas
+from d4c.models.weight_files import read_tensors
+
+WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+# Options of open_clip's configurations that change the network in ways the canonical towers do not have.
+_REFUSED = {
+    "vision_cfg": ("timm_model_name", "attentional_pool", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads",
+                   "scale_attn_inner", "scale_attn", "scale_fc"),
+    "text_cfg": ("hf_model_name", "embed_cls", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads",
+                 "scale_attn_inner", "scale_attn", "scale_fc", "hf_tokenizer_name", "tokenizer_kwargs"),
+}  # fmt: skip
+
+
+def load_registered(name: str, tag: str) -> Clip:
+    """Load a model of open_clip's registry, downloading its weights if they are not cached.
+
+    Args:
+        name: as `open_clip.list_models()` spells it; tag: as `open_clip.list_pretrained_tags_by_model(name)` does.
+
+    Raises:
+        UnknownNameError: no such name or tag.
+        UnsupportedModelError: an architecture the canonical towers do not cover.
+        ModelFileError: the weights cannot be fetched or read.
+    """
+    model_cfg = registered_config(name)
+    from open_clip import pretrained
+
+    tag_cfg = pretrained.get_pretrained_cfg(name, tag)
+    if not tag_cfg:
+        raise UnknownNameError(f"tag of {name}", tag, pretrained.list_pretrained_tags_by_model(name))
+    # The registry's plain names say GELU even for tags that were trained with QuickGELU: the tag knows.
+    model_cfg = {**model_cfg, "quick_gelu": model_cfg.get("quick_gelu", False) or tag_cfg.get("quick_gelu", False)}
+    config = config_from_open_clip(model_cfg, name)
+    try:
+        path = pretrained.download_pretrained(tag_cfg)
+    except Exception as error:  # every hub and URL client has its own
+        raise ModelFileError(f"cannot fetch the weights of {name}, tag {tag}; is the network there?") from error
+    preprocess = preprocess_from_open_clip(tag_cfg, config.image.image_size)
+    return clip_from_open_clip_state(config, read_tensors(Path(path)), preprocess, f"{name}__{tag}")
+
+
+def registered_config(name: str) -> dict[str, Any]:
+    """open_clip's `model_cfg` of a registered name.
+
+    Raises:
+        UnknownNameError: it is not registered.
+    """
+    declare_torchvision_schemas()
+    import open_clip
+
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    if config is None:
+        raise UnknownNameError("model", name, open_clip.list_models())
+    return config
+
+
+def load_folder(folder: Path, source: str) -> Clip:
+    """Load an open_clip folder: `open_clip_config.json` and one weight file.
+
+    Raises:
+        ModelFileError: a file is missing or broken.
+        UnsupportedModelError: an architecture the canonical towers do not cover.
+    """
+    try:
+        settings = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        model_cfg = settings["model_cfg"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{folder}: cannot read open_clip_config.json: {error}") from error
+    config = config_from_open_clip(model_cfg, source)
+    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if weights is None:
+        raise ModelFileError(f"{folder}: no weights; expected one of {', '.join(WEIGHT_FILES)}")
+    preprocess = preprocess_from_open_clip(settings.get("preprocess_cfg", {}), config.image.image_size)
+    return clip_from_open_clip_state(config, read_tensors(weights), preprocess, source)
+
+
+def config_from_open_clip(model_cfg: dict[str, Any], source: str) -> ClipConfig:
+    """Translate open_clip's `model_cfg`.
+
+    Raises:
+        UnsupportedModelError: an option that the canonical towers do not have, by name.
+    """
+    if "multimodal_cfg" in model_cfg:
+        raise UnsupportedModelError(f"{source}: CoCa models are not supported (multimodal_cfg)")
+    for section, options in _REFUSED.items():
+        for option in options:
+            if model_cfg[section].get(option):
+                value = model_cfg[section][option]
+                raise UnsupportedModelError(f"{source}: {section} option {option} = {value} is not supported")
+    quick = bool(model_cfg.get("quick_gelu", False))
+    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    image = _image_config(vision, quick, source)
+    return ClipConfig(model_cfg["embed_dim"], image, _text_config(text, quick, source))
+
+
+def clip_from_open_clip_state(
+    config: ClipConfig, theirs: dict[str, Tensor], preprocess: Preprocess, source: str
+) -> Clip:
+    """Translate open_clip's parameters by the name table.
+
+    Raises:
+        ModelFileError: names or shapes do not fit the configuration.
+    """
+    prefix = "text." if "text.token_embedding.weight" in theirs else ""
+    ours: dict[str, Tensor] = {}
+    left = dict(theirs)
+    for entry in name_table(config, prefix):
+        if entry.theirs not in left:
+            raise ModelFileError(f"{source}: parameter {entry.theirs} is missing")
+        tensor = left.pop(entry.theirs)
+        for name, part in (
+            zip(entry.ours, tensor.chunk(len(entry.ours)), strict=True) if tensor.ndim else [(entry.ours[0], tensor)]
+        ):
+            ours[name] = part.T if entry.transposed else part
+    if "logit_bias" in left:
+        ours["logit_bias"] = left.pop("logit_bias")
+    ignored = ("num_batches_tracked", "attn_mask", "input_resolution", "context_length", "vocab_size")
+    unknown = sorted(name for name in left if not name.endswith(ignored))
+    if unknown:
+        raise ModelFileError(f"{source}: unexpected parameter {unknown[0]}")
+    tokenizer = Tokenizer.openai(config.text.context_length)
+    return clip_from_state(config, ours, tokenizer=tokenizer, preprocess=preprocess, source=source)
+
+
+def preprocess_from_open_clip(settings: dict[str, Any], size: int) -> Preprocess:
+    """Translate `preprocess_cfg`; what it does not say is OpenAI's."""
+    given = {k: settings[k] for k in ("mean", "std", "interpolation", "resize_mode") if settings.get(k) is not None}
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return Preprocess(size, **arguments)
+
+
+def _image_config(vision: dict[str, Any], quick: bool, source: str) -> VisionTransformerConfig | ResNetConfig:
+    size = _square(vision.get("image_size", 224), source)
+    width, head = vision.get("width", 768), vision.get("head_width", 64)
+    layers = vision.get("layers", 12)
+    if isinstance(layers, list | tuple):
+        return ResNetConfig(size, width, (layers[0], layers[1], layers[2], layers[3]), width * 32 // head)
+    pooling = {"tok": "class", "avg": "mean"}.get(vision.get("pool_type", "tok"))
+    if pooling is None:
+        raise UnsupportedModelError(f"{source}: vision_cfg option pool_type = {vision['pool_type']} is not supported")
+    return VisionTransformerConfig(
+        image_size=size,
+        patch_size=_square(vision.get("patch_size", 16), source),
+        width=width,
+        layers=layers,
+        heads=width // head,
+        mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
+        activation=_activation(vision, quick),
+        norm_eps=(vision.get("norm_kwargs") or {}).get("eps", 1e-5),
+        pre_norm=not vision.get("no_ln_pre", False),
+        pooling="class" if pooling == "class" else "mean",
+        norm_after_pooling=vision.get("final_ln_after_pool", False),
+        layer_scale=vision.get("ls_init_value") is not None,
+    )
+
+
+def _text_config(text: dict[str, Any], quick: bool, source: str) -> TextConfig:
+    width = text.get("width", 512)
+    pooling = text.get("pool_type", "argmax")
+    if pooling not in ("argmax", "last", "first") or text.get("proj_type", "linear") != "linear":
+        raise UnsupportedModelError(
+            f"{source}: text_cfg pool_type = {pooling}, proj_type = {text.get('proj_type', 'linear')} is not supported"
+        )
+    return TextConfig(
+        context_length=text.get("context_length", 77),
+        vocab_size=text.get("vocab_size", 49408),
+        width=width,
+        layers=text.get("layers", 12),
+        heads=text.get("heads", 8),
+        mlp_width=int(width * text.get("mlp_ratio", 4.0)),
+        activation=_activation(text, quick),
+        norm_eps=(text.get("norm_kwargs") or {}).get("eps", 1e-5),
+        causal=not text.get("no_causal_mask", False),
+        pooling="end_of_text" if pooling == "argmax" else pooling,
+        layer_scale=text.get("ls_init_value") is not None,
+        projection_bias=text.get("proj_bias", False),
+    )
+
+
+def _activation(section: dict[str, Any], quick: bool) -> Activation:
+    if quick:
+        return "quick_gelu"
+    return "gelu_tanh" if (section.get("act_kwargs") or {}).get("approximate") == "tanh" else "gelu"
+
+
+def _square(size: Any, source: str) -> int:
+    if isinstance(size, int):
+        return size
+    if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
+        return int(size[0])
+    raise UnsupportedModelError(f"{source}: only square images and patches are supported, not {size}")

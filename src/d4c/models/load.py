@@ -1,0 +1,79 @@
+"""A model's name to a canonical CLIP: one function, every spelling."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from d4c.errors import ModelFileError, UnknownNameError, UnsupportedModelError, UsageError
+from d4c.models import from_open_clip, from_openai
+from d4c.models.clip import Clip
+from d4c.models.names import BUNDLED, OPENAI_NAMES, registered_names
+
+
+def load(name: str, pretrained: str | None = None) -> Clip:
+    """Load a CLIP by name.
+
+    Args:
+        name: a bundled model (`tiny`, `tiny-rn`), an OpenAI name (`ViT-B/32`), an open_clip name with its tag in
+            `pretrained` or after two underscores (`ViT-B-32__laion2b_s34b_b79k`), `local-dir:FOLDER` in open_clip's
+            layout, or a path to an OpenAI `.pt` or `.safetensors` file.
+        pretrained: open_clip's tag.
+
+    Raises:
+        UnknownNameError: no such model or tag.
+        UsageError: a path that is not there, or a name without a tag.
+        UnsupportedModelError: an architecture d4c does not cover.
+        ModelFileError: weights that cannot be fetched or read.
+    """
+    if name in BUNDLED:
+        return from_open_clip.load_folder(bundled_folder(name), name)
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        if not folder.is_dir():
+            raise UsageError(f"no such folder: {folder}")
+        return from_open_clip.load_folder(folder, name)
+    if name.startswith("hf-hub:"):
+        raise UnsupportedModelError(
+            f"{name}: models of the hub are not supported yet; download the folder and name it as local-dir:PATH"
+        )
+    if name.endswith((".pt", ".safetensors")):
+        if not Path(name).is_file():
+            raise UsageError(f"no such file: {name}")
+        return from_openai.load_file(Path(name))
+    return _load_registered(name, pretrained)
+
+
+def bundled_folder(name: str) -> Path:
+    """Where a bundled model's files lie.
+
+    Raises:
+        ModelFileError: this installation lacks them.
+    """
+    folder = Path(str(resources.files("d4c.models") / "bundled" / name))
+    if not folder.is_dir():
+        raise ModelFileError(f"this installation of d4c does not carry the bundled model {name}")
+    return folder
+
+
+def prompts_beside(name: str) -> Path | None:
+    """The prompt bank that lies beside a bundled or local model's weights, or None."""
+    if name in BUNDLED:
+        path = bundled_folder(name) / "prompts.json"
+    elif name.startswith("local-dir:"):
+        path = Path(name.removeprefix("local-dir:")) / "prompts.json"
+    else:
+        return None
+    return path if path.is_file() else None
+
+
+def _load_registered(name: str, pretrained: str | None) -> Clip:
+    if name in OPENAI_NAMES and pretrained is None:
+        return from_open_clip.load_registered(name.replace("/", "-").replace("@336px", "-336"), "openai")
+    architecture, _, tag = name.partition("__")
+    architecture, pretrained = architecture.replace("/", "-"), pretrained or tag
+    if architecture not in registered_names():
+        raise UnknownNameError("model", name, [*BUNDLED, *OPENAI_NAMES, *registered_names()])
+    if not pretrained:
+        raise UsageError(f"{name} needs a tag: d4c … {name} --pretrained TAG, or {architecture}__TAG")
+    return from_open_clip.load_registered(architecture, pretrained)

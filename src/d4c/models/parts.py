@@ -1,0 +1,109 @@
+"""Walking a tower part by part, so that what lies between parts is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from d4c.models.clip import Clip
+from d4c.models.text import TextTransformer
+
+TowerName = Literal["image", "text"]
+EMBED = ("pixels", "patch_embedding", "stem.", "token_embedding")
+HEAD = ("pooled", "projection", "pool.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The embedding, one residual block, or the head of a tower.
+
+    Args:
+        name: its path, as `image.blocks.3`; `image.embed` and `image.head` for the ends.
+        prefixes: what the names of its sites begin with.
+        run: (what the part before put out, the tower's own input) -> what this part puts out.
+    """
+
+    name: str
+    prefixes: tuple[str, ...]
+    run: Callable[[Tensor, Tensor], Tensor]
+
+    def owns(self, site: str) -> bool:
+        """Whether a site lies in this part."""
+        return site.startswith(self.prefixes)
+
+
+def tower_parts(clip: Clip, tower: TowerName) -> list[Part]:
+    """The parts of a tower in order; running them one after the other is the tower.
+
+    Text is expected trimmed (`TextTransformer.trim`).
+    """
+    model = clip.image if tower == "image" else clip.text
+    parts = [Part(f"{tower}.embed", tuple(f"{tower}.{p}" for p in EMBED), lambda _, inputs: model.embed(inputs))]
+    for name, block in model.named_blocks():
+        run = (
+            partial(_run_text_block, model, block) if isinstance(model, TextTransformer) else partial(_run_block, block)
+        )
+        parts.append(Part(f"{tower}.{name}", (f"{tower}.{name}.",), run))
+    return [*parts, Part(f"{tower}.head", tuple(f"{tower}.{p}" for p in HEAD), model.head)]
+
+
+def run_in_batches(part: Part, stream: Tensor, inputs: Tensor, batch: int = 32) -> Tensor:
+    """Run one part on many samples, without gradients; the first part ignores the stream."""
+    with torch.no_grad():
+        pairs = zip(stream.split(batch), inputs.split(batch), strict=True)
+        return torch.cat([part.run(x, i) for x, i in pairs])
+
+
+@contextmanager
+def captured_inputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect what goes into the named modules, call by call, for the length of a `with`."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[name].append(args[0].detach())
+
+        return keep
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def live_tokens(clip: Clip, ids: Tensor) -> Tensor:
+    """Which tokens of trimmed ids can reach the embedding, [text, token] of bool."""
+    return torch.arange(ids.shape[1], device=ids.device) < clip.text.live_length(ids)[:, None]
+
+
+def keep_live(x: Tensor, live: Tensor | None) -> Tensor:
+    """Drop the dead tokens of what a site saw.
+
+    Args:
+        x: [sample, token, channel], [sample, head, query, key] or [sample, channel].
+        live: [sample, token], or None where all are alive.
+
+    Returns:
+        [live token, channel], [live token, head, key] or `x` itself.
+    """
+    if live is None or x.ndim == 2:
+        return x
+    return (x.transpose(1, 2) if x.ndim == 4 else x)[live]
+
+
+def _run_block(block: nn.Module, x: Tensor, _: Tensor) -> Tensor:
+    out: Tensor = block(x)
+    return out
+
+
+def _run_text_block(text: TextTransformer, block: nn.Module, x: Tensor, ids: Tensor) -> Tensor:
+    out: Tensor = block(x, text.mask(ids.shape[1], ids.device))
+    return out
