@@ -1,0 +1,40 @@
+"""Pictures of one's own as a calibration set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from d4c.errors import ImageFileError, UsageError
+from d4c.images.image_set import ImageSet
+from d4c.inputs import Preprocess
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def load_image_folder(folder: Path, preprocess: Preprocess, limit: int | None = None) -> ImageSet:
+    """Read the pictures of a folder and its subfolders, in the order of their paths.
+
+    Args:
+        limit: how many to read at most.
+
+    Raises:
+        UsageError: there is no such folder.
+        ImageFileError: it holds no pictures, or one cannot be read.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"no such folder: {folder}")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)[:limit]
+    if not paths:
+        raise ImageFileError(f"{folder}: no pictures ({' '.join(sorted(SUFFIXES))})")
+    pixels = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                pixels.append(preprocess(image))
+        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ImageFileError(f"{path}: not a picture that can be read: {error}") from error
+    return ImageSet.unlabelled(torch.from_numpy(np.stack(pixels)), "folder", files=len(paths))
