@@ -1,0 +1,68 @@
+"""Images that judge: never calibrated on, made once for each model and kept in the user's cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from d4c.artifact import Work
+from d4c.errors import ImageFileError
+from d4c.images import ImageSet, procedural_set
+from d4c.models import Clip
+from d4c.recipes import Synthesize
+from d4c.synthesize.optimize import run
+
+NUM_IMAGES, SEED = 32, 424_242
+# Cheap on purpose: one view a step, few steps.
+FAST = Synthesize(images=NUM_IMAGES, steps=20, batch=16, structural_contrast=False)
+HASTY = dataclasses.replace(FAST, steps=10)
+
+
+def held_out_sets(clip: Clip, prompts: Sequence[str], cache: Path | None, work: Work) -> dict[str, ImageSet]:
+    """Four sets of 32: `synthetic`, `ten_steps`, `one_over_f` and `dead_leaves`.
+
+    Args:
+        prompts: texts that calibration images were not drawn towards.
+        cache: folder for the two optimised sets, found again by model, prompts, threads and device; None keeps none.
+    """
+    made = {
+        "synthetic": _cached(clip, prompts, FAST, cache, work),
+        "ten_steps": _cached(clip, prompts, HASTY, cache, work),
+    }
+    for i, name in enumerate(("one_over_f", "dead_leaves")):
+        made[name] = procedural_set(name, NUM_IMAGES, clip.preprocess, SEED + i)
+    return made
+
+
+def user_cache() -> Path:
+    """`$D4C_CACHE`, else `d4c` below `$XDG_CACHE_HOME` or `~/.cache`."""
+    if os.environ.get("D4C_CACHE"):
+        return Path(os.environ["D4C_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "d4c"
+
+
+def _cached(clip: Clip, prompts: Sequence[str], config: Synthesize, cache: Path | None, work: Work) -> ImageSet:
+    settings = [
+        clip.fingerprint, list(prompts), dataclasses.asdict(config), SEED,
+        torch.get_num_threads(), clip.logit_scale.device.type, torch.__version__,
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
+    path = None if cache is None else cache / "held-out" / f"{key}.safetensors"
+    if path is not None and path.exists():
+        try:
+            return ImageSet.load(path)
+        except ImageFileError:
+            path.unlink()
+    images = run(clip, prompts, config, seed=SEED, work=work.within(f"held-out-{config.steps}"))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        images.save(temporary)
+        temporary.replace(path)
+    return images
