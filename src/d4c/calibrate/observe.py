@@ -1,0 +1,117 @@
+"""Run the float model over the calibration set, part by part, and place a grid on everything it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from d4c.artifact.work import Work
+from d4c.errors import CalibrationError
+from d4c.images import ImageSet
+from d4c.models import Clip
+from d4c.models.parts import TowerName, captured_inputs, keep_live, live_tokens, run_in_batches, tower_parts
+from d4c.models.quantized import sites_of
+from d4c.quantizers.grids import AffineGrid, IntegerGrid, PerChannel, PerToken, TensorFormat, place_grid
+from d4c.quantizers.pair_safe import pair_safe_span
+from d4c.quantizers.range_search import lp_range, lp_range_brute_force, minmax_range
+from d4c.quantizers.ranges import Ranges
+from d4c.quantizers.scheme import Scheme
+from d4c.recipes import Calibrate
+
+Observe = Callable[[Tensor, IntegerGrid], AffineGrid]
+OBSERVERS: dict[str, Observe] = {"lp": lp_range, "minmax": minmax_range}
+BIAS_BITS = 30  # |bias code| stays below 2^30, so that an int32 accumulator has room for the products
+
+
+def run(
+    clip: Clip, images: ImageSet, ids: Tensor, scheme: Scheme, config: Calibrate, *, work: Work | None = None
+) -> Ranges:
+    """Find the grid of every tensor that the scheme names.
+
+    Activations are seen on the float model, text tokens only as far as they reach the embedding. The pixels' range is
+    that between black and white, which no picture leaves. Weights of 8 bits cover every value (pair-safe ones their
+    neighbours' sums too), fewer bits are searched.
+
+    Args:
+        clip: float, BatchNorm folded; it is not changed.
+        ids: calibration texts, [text, token].
+
+    Raises:
+        CalibrationError: a tensor is not finite.
+    """
+    work = work or Work()
+    device = clip.logit_scale.device
+    tensors, inputs = _observe_tower(clip, "image", images.pixels.to(device), None, scheme, config, work)
+    ids = clip.text.trim(ids.to(device))
+    text_tensors, text_inputs = _observe_tower(clip, "text", ids, live_tokens(clip, ids), scheme, config, work)
+    tensors, inputs = tensors | text_tensors, inputs | text_inputs
+    weights = {}
+    reads = sites_of(clip).inputs
+    for i, (layer, weight_format) in enumerate(scheme.weights.items()):
+        affine = _weight_grid(clip.get_submodule(layer).weight, weight_format, config)  # type: ignore[arg-type]
+        source = tensors.get(reads.get(layer, "")) or inputs.get(layer)
+        weights[layer] = _room_for_bias(affine, getattr(clip.get_submodule(layer), "bias", None), source)
+        work.report("calibrate weights", i + 1, len(scheme.weights))
+    return Ranges(weights, tensors, inputs)
+
+
+def _observe_tower(
+    clip: Clip, tower: TowerName, data: Tensor, live: Tensor | None, scheme: Scheme, config: Calibrate, work: Work
+) -> tuple[dict[str, AffineGrid], dict[str, AffineGrid]]:
+    tensors: dict[str, AffineGrid] = {}
+    inputs: dict[str, AffineGrid] = {}
+    stream, parts = data, tower_parts(clip, tower)
+    for i, part in enumerate(parts):
+        wanted = {**_placed(scheme.tensors, part.owns), **_placed(scheme.inputs, part.owns)}
+        with captured_inputs(clip, list(wanted)) as seen:
+            stream = run_in_batches(part, stream, data)
+        for site, tensor_format in wanted.items():
+            values = keep_live(torch.cat(seen.pop(site)), live)
+            if not bool(values.isfinite().all()):
+                raise CalibrationError(f"{site}: activations are not finite; are the weights sound?")
+            found = tensors if site in scheme.tensors else inputs
+            found[site] = _place(values, tensor_format, OBSERVERS[config.range])
+        work.report(f"calibrate {tower}", i + 1, len(parts))
+    if tower == "image" and "image.pixels" in tensors:
+        low, high = (torch.from_numpy(v).to(data.device) for v in clip.preprocess.valid_range())
+        tensors["image.pixels"] = place_grid(low.min(), high.max(), scheme.tensors["image.pixels"].grid)
+    return tensors, inputs
+
+
+def _placed(formats: Mapping[str, TensorFormat], owns: Callable[[str], bool]) -> dict[str, TensorFormat]:
+    return {s: f for s, f in formats.items() if owns(s) and not isinstance(f.granularity, PerToken)}
+
+
+def _place(values: Tensor, tensor_format: TensorFormat, observe: Observe) -> AffineGrid:
+    """Turn values into rows that share a scale, observe them, and give the scale the shape that broadcasts."""
+    if not isinstance(tensor_format.granularity, PerChannel):
+        affine = observe(values.reshape(1, -1), tensor_format.grid)
+        return AffineGrid(affine.scale.reshape(()), affine.zero_point.reshape(()), tensor_format.grid)
+    rows = values.movedim(tensor_format.granularity.axis, 0).flatten(1)  # [channel, value]
+    affine = observe(rows, tensor_format.grid)
+    return AffineGrid(affine.scale.flatten(), affine.zero_point.flatten(), tensor_format.grid)
+
+
+def _weight_grid(weight: Tensor, weight_format: TensorFormat, config: Calibrate) -> AffineGrid:
+    """A scale for each output channel, [out, 1, ..]."""
+    rows = weight.detach().flatten(1)  # [out, column]
+    grid = weight_format.grid
+    if weight_format.pair_safe:
+        span = pair_safe_span(weight.detach())[:, None]  # [out, 1]
+        affine = place_grid(-span, span, grid)
+    elif grid.num_bits >= 8 or config.range == "minmax":
+        affine = minmax_range(rows, grid)
+    else:
+        affine = lp_range_brute_force(rows, grid) if grid.symmetric else lp_range(rows, grid)
+    shape = (-1, *[1] * (weight.ndim - 1))
+    return AffineGrid(affine.scale.reshape(shape), affine.zero_point.reshape(shape), grid)
+
+
+def _room_for_bias(affine: AffineGrid, bias: Tensor | None, source: AffineGrid | None) -> AffineGrid:
+    """Widen scales so that the bias fits 32 bits in units of input scale x weight scale: s_w >= |b| / (s_a 2^30)."""
+    if bias is None or source is None or source.scale.ndim:
+        return affine
+    least = (bias.detach().abs() / (source.scale * 2**BIAS_BITS)).reshape(affine.scale.shape)
+    return AffineGrid(torch.maximum(affine.scale, least), affine.zero_point, affine.grid)
