@@ -1,0 +1,193 @@
+"""Learn the rounding and the activation scales of one unit (AdaRound with LSQ, arXiv:1902.08153)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from d4c.errors import CalibrationError
+from d4c.quantizers.grids import AffineGrid
+from d4c.quantizers.layers import UniformQuantizer
+from d4c.quantizers.pair_safe import clamp_pairs
+from d4c.recipes import Reconstruct
+from d4c.reconstruct.adaround import beta_at, hard_codes, initial_alpha, rounding_penalty, soft_weight, squared_error
+from d4c.reconstruct.units import Unit, channel_dim
+
+LEAST_SCALE = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a unit is fitted to.
+
+    Args:
+        quantized: the unit's input in the quantized stream, [sample, ..]; float: the same in the float stream.
+        target: what the float unit makes of its float input, [sample, ..].
+        live: which tokens count, [sample, token], or None where all do.
+        extra: further arguments of the unit's forward, the same for all samples.
+    """
+
+    quantized: Tensor
+    float: Tensor
+    target: Tensor
+    live: Tensor | None
+    extra: tuple[Tensor | None, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.quantized)
+
+    def rows(self, index: Tensor | slice) -> Samples:
+        """Some of the samples."""
+        live = None if self.live is None else self.live[index]
+        return Samples(self.quantized[index], self.float[index], self.target[index], live, self.extra)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a unit learned.
+
+    Args:
+        codes: by layer site; scales: by path of the quantizer in the unit.
+    """
+
+    codes: dict[str, Tensor]
+    scales: dict[str, Tensor]
+
+
+class Rounding:
+    """One weight's rounding variables."""
+
+    def __init__(self, weight: Tensor, affine: AffineGrid) -> None:
+        self.weight, self.affine = weight, affine
+        self.alpha = initial_alpha(weight, affine).requires_grad_()
+
+    def soft(self) -> Tensor:
+        """The weight with soft rounding."""
+        return soft_weight(self.weight, self.alpha, self.affine)
+
+    def codes(self, pair_safe: bool) -> Tensor:
+        """The codes decided on."""
+        codes = hard_codes(self.weight, self.alpha.detach(), self.affine)
+        return clamp_pairs(codes) if pair_safe else codes
+
+
+class DroppingQuantizer(UniformQuantizer):
+    """Passes each element unquantized with probability 1 - keep (QDrop, arXiv:2203.05740)."""
+
+    def __init__(self, affine: AffineGrid, keep: float, generator: torch.Generator) -> None:
+        super().__init__(affine)
+        self.keep, self.generator = keep, generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _mix(super().forward(x), x, self.keep, self.generator)
+
+
+def learn(
+    unit: Unit,
+    samples: Samples,
+    batch: int,
+    config: Reconstruct,
+    *,
+    scale_learning_rate: float,
+    pair_safe: frozenset[str],
+    generator: torch.Generator,
+    report: Callable[[int], None],
+) -> Learned:
+    """Fit rounding and scales to the float unit's outputs; the unit itself is not changed.
+
+    Args:
+        batch: samples a step, drawn with replacement.
+        pair_safe: layer sites whose codes must stay pair-safe.
+        generator: on the CPU, for the choice of samples and for dropping.
+        report: called with the number of iterations done.
+
+    Raises:
+        CalibrationError: the error is not finite.
+    """
+    roundings = {site: Rounding(unit.float_weight(site), unit.grid_weight(site).affine) for site in unit.weights}
+    scales = {path: unit.quantizer(path).scale.clone().requires_grad_() for path in unit.quantizers}
+    module = _with_dropping(unit, config.keep_quantized, generator)
+    alphas = [rounding.alpha for rounding in roundings.values()]
+    optimizers = [torch.optim.Adam(alphas, lr=config.rounding_learning_rate)]
+    if scales:
+        optimizers.append(torch.optim.Adam(scales.values(), lr=scale_learning_rate))
+    for step in range(1, config.iterations + 1):
+        optimizers[-1].param_groups[0]["lr"] = (
+            _annealed(config, step, scale_learning_rate) if scales else config.rounding_learning_rate
+        )
+        index = torch.randint(len(samples), (batch,), generator=generator)
+        part = samples.rows(index.to(samples.quantized.device))
+        x = _mix(part.quantized, part.float, config.keep_quantized, generator)
+        changed = {f"{unit.weights[site]}.values": rounding.soft() for site, rounding in roundings.items()}
+        changed |= {
+            f"{path}.scale": lsq_scale(s, x.numel(), unit.quantizer(path).grid.qmax) for path, s in scales.items()
+        }
+        loss = _error(functional_call(module, changed, (x, *part.extra)), part)
+        beta = beta_at(step, config.iterations, config.warm_up, config.beta_start, config.beta_end)
+        if beta is not None:
+            loss = loss + config.rounding_weight * torch.stack([rounding_penalty(a, beta) for a in alphas]).sum()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        report(step)
+    if not bool(loss.isfinite()):
+        raise CalibrationError(f"{unit.name}: reconstruction diverged; are the images sound?")
+    return Learned(
+        {site: rounding.codes(site in pair_safe) for site, rounding in roundings.items()},
+        {path: scale.detach().abs().clamp(min=LEAST_SCALE) for path, scale in scales.items()},
+    )
+
+
+@torch.no_grad()
+def unit_error(unit: Unit, samples: Samples, batch: int = 256) -> float:
+    """Mean squared error of the unit's output, summed over channels, over live tokens; as it stands now."""
+    total, count = 0.0, 0
+    for start in range(0, len(samples), batch):
+        part = samples.rows(slice(start, start + batch))
+        weight = len(part) if part.live is None else int(part.live.sum())
+        total += float(_error(unit.module(part.quantized, *part.extra), part)) * weight
+        count += weight
+    return total / count
+
+
+def lsq_scale(scale: Tensor, num_values: int, qmax: int) -> Tensor:
+    """A positive scale whose gradient is divided by sqrt(values x qmax), LSQ section 2.2."""
+    positive = scale.abs().clamp(min=LEAST_SCALE)
+    g = 1 / math.sqrt(num_values / scale.numel() * qmax)
+    return positive * g + (positive * (1 - g)).detach()
+
+
+def _annealed(config: Reconstruct, step: int, learning_rate: float) -> float:
+    return learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.iterations))
+
+
+def _error(y: Tensor, samples: Samples) -> Tensor:
+    target = samples.target
+    if samples.live is not None:
+        y, target = y[samples.live], target[samples.live]
+    return squared_error(y, target, channel_dim(y))
+
+
+def _mix(quantized: Tensor, plain: Tensor, keep: float, generator: torch.Generator) -> Tensor:
+    if keep >= 1:
+        return quantized
+    kept = torch.rand(plain.shape, generator=generator).to(plain.device) < keep
+    return torch.where(kept, quantized, plain)
+
+
+def _with_dropping(unit: Unit, keep: float, generator: torch.Generator) -> nn.Module:
+    if keep >= 1:
+        return unit.module
+    module = copy.deepcopy(unit.module)
+    for path in unit.quantizers:
+        parent, _, leaf = path.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, DroppingQuantizer(unit.quantizer(path).affine, keep, generator))
+    return module
