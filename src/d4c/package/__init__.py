@@ -1,0 +1,7 @@
+"""The stage that freezes a quantized model to integers, and the way back."""
+
+from d4c.package.card import model_card
+from d4c.package.freeze import freeze
+from d4c.package.thaw import thaw
+
+__all__ = ["freeze", "model_card", "thaw"]
