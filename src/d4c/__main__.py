@@ -1,0 +1,5 @@
+"""`python -m d4c`."""
+
+from d4c.cli.main import main
+
+main()

@@ -1,0 +1,83 @@
+"""What quantization lost, from names and folders to figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from d4c import evaluate, synthesize
+from d4c.artifact import Work, read_manifest
+from d4c.artifact.work import Report
+from d4c.errors import UsageError
+from d4c.inputs import Encoder
+from d4c.models import Clip, TorchEncoder, load
+from d4c.pipeline.places import resolve_device
+from d4c.pipeline.quantization import HELD_TEXTS, default_bank, load_quantized, open_encoder
+from d4c.prompts import calibration_texts
+from d4c.recipes import parse_recipe
+
+
+def evaluate_without_data(artifact: str, *, against: str | None, device: str, report: Report) -> dict[str, Any]:
+    """Compare an artifact with its float model on images and texts that nothing was calibrated on.
+
+    Args:
+        against: the float model; by default what the artifact was made from.
+
+    Raises:
+        UsageError: `artifact` is not a folder, or the float model is another one.
+    """
+    if not Path(artifact).is_dir():
+        raise UsageError(f"{artifact}: not an artifact folder; to evaluate a float model, name a set with --dataset")
+    quantized = load_quantized(artifact, device=device)
+    clip = _float_model(Path(artifact), against, device)
+    recipe = parse_recipe("artifact", (Path(artifact) / "recipe.toml").read_text(encoding="utf-8"))
+    bank, held_bank = default_bank(clip.source, recipe).split()
+    sets = synthesize.held_out_sets(clip, held_bank.prompts, synthesize.user_cache(), Work(None, report))
+    texts = calibration_texts(held_bank, HELD_TEXTS, 0)
+    return evaluate.evaluate_without_data(
+        TorchEncoder(clip),
+        TorchEncoder(quantized),
+        {name: s.pixels.numpy() for name, s in sets.items()},
+        clip.tokenizer((*bank.prompts, *held_bank.prompts)),
+        clip.tokenizer(texts),
+    )
+
+
+def evaluate_on_data(
+    model: str,
+    dataset: str,
+    root: Path | None,
+    *,
+    pretrained: str | None,
+    against: str | None,
+    device: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Measure zero-shot accuracy; an artifact is measured beside its float model.
+
+    Returns:
+        `results`: CLIP_benchmark's records, and for an artifact `paired`: the difference with its standard error.
+
+    Raises:
+        UsageError: no root, or the float model is another one than the artifact's.
+    """
+    if root is None:
+        raise UsageError(f"--dataset {dataset} needs --root, the folder where the data is")
+    encoders: dict[str, Encoder] = {}
+    if Path(model).is_dir():
+        encoders["float"] = TorchEncoder(_float_model(Path(model), against, device))
+    encoders[model] = open_encoder(model, pretrained, device)
+    task = evaluate.load_task(dataset, root, encoders[model].preprocess)
+    predictions = evaluate.classify(encoders, task, report)
+    result: dict[str, Any] = {"results": [evaluate.result_json(task, n, p.metrics) for n, p in predictions.items()]}
+    if "float" in predictions:
+        result["paired"] = evaluate.paired(predictions["float"], predictions[model])
+    return result
+
+
+def _float_model(artifact: Path, against: str | None, device: str) -> Clip:
+    manifest = read_manifest(artifact)
+    clip = load(against or manifest["source"]).to(resolve_device(device))
+    if clip.fingerprint != manifest["fingerprint"]:
+        raise UsageError(f"{clip.source} is not the model that {artifact} was made from; name it with --against")
+    return clip

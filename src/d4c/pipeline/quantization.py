@@ -1,0 +1,317 @@
+"""The order of the stages: a model's name in, an artifact folder out, resumable at every piece of work.
+
+load -> synthesize -> fold -> calibrate -> wrap -> reconstruct -> freeze -> evaluate -> write
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import d4c
+from d4c import calibrate, evaluate, package, reconstruct, synthesize
+from d4c.artifact import FORMAT_VERSION, Artifact, Work, read_artifact, read_manifest, write_artifact
+from d4c.artifact.work import Report
+from d4c.errors import UsageError
+from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder, procedural_set
+from d4c.inputs import Encoder
+from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
+from d4c.models.folding import fold_batchnorm
+from d4c.models.load import prompts_beside
+from d4c.pipeline.places import check_writable, resolve_device
+from d4c.pipeline.stages import Stages, hash_of, tensor_hash
+from d4c.prompts import PromptBank, calibration_texts, load_prompts, read_prompts
+from d4c.quantizers.ranges import Ranges
+from d4c.quantizers.scheme import Scheme, resolve_scheme
+from d4c.recipes import Recipe, Reconstruct, Synthesize, dump_recipe, load_recipe
+from d4c.recipes.seeds import derive_seed
+
+HELD_TEXTS = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """One quantization, everything looked up and checked before any work.
+
+    Args:
+        clip: the float model on its device; bank: what images are drawn towards; held_bank: names kept out of it.
+        images: pictures of the user's own, or None where they are to be made.
+        settings: hash of all that the user decided: model, recipe, prompts, images, seed.
+    """
+
+    clip: Clip
+    recipe: Recipe
+    scheme: Scheme
+    bank: PromptBank
+    held_bank: PromptBank
+    images: ImageSet | None
+    out: Path
+    seed: int
+    keep_images: bool
+    settings: str
+
+    @property
+    def work_folder(self) -> Path:
+        """Where results of unfinished stages lie."""
+        return self.out.with_name(self.out.name + ".work")
+
+
+def quantize(
+    model: str,
+    *,
+    recipe: str = "w4a8",
+    out: str | Path | None = None,
+    pretrained: str | None = None,
+    images: str | None = None,
+    prompts: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    fresh: bool = False,
+    keep_images: bool = False,
+    report: Report | None = None,
+) -> QuantizedClip:
+    """Quantize a CLIP without data and write the artifact folder; an interrupted run is continued.
+
+    Args:
+        model: any spelling that `load` takes; pretrained: open_clip's tag.
+        recipe: a shipped recipe's name or a path to a TOML file; overrides: `section.key=value`.
+        out: the folder to make, by default MODEL-RECIPE in the current one.
+        images: a folder of pictures, or the name of a procedure ("noise", "one_over_f", "dead_leaves"), instead of
+            synthesis.
+        prompts: a JSON file of class names and templates instead of the model's own bank.
+        device: "auto", "cpu", "cuda" or "mps".
+        fresh: start over instead of continuing, or over a finished artifact.
+        keep_images: leave the calibration images in OUT.work.
+        report: called with a label, steps done and their total.
+
+    Returns:
+        the quantized model, loaded from the artifact.
+
+    Raises:
+        D4CError: see `d4c.errors`; nothing is written for what arguments show.
+    """
+    job = prepare(
+        model, recipe=recipe, out=out, pretrained=pretrained, images=images, prompts=prompts, device=device, seed=seed,
+        overrides=overrides, fresh=fresh, keep_images=keep_images,
+    )  # fmt: skip
+    run(job, report)
+    return load_quantized(job.out, device=str(job.clip.logit_scale.device))
+
+
+def load_quantized(folder: str | Path, device: str = "cpu") -> QuantizedClip:
+    """Load an artifact folder; its embeddings are bit-identical to those of the model that was packaged.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or of a format this version cannot read.
+    """
+    return package.thaw(read_artifact(Path(folder))).to(resolve_device(device))
+
+
+def open_encoder(path: str, pretrained: str | None = None, device: str = "auto") -> Encoder:
+    """Anything that encodes: an artifact folder, or a model by name."""
+    if Path(path).is_dir():
+        return TorchEncoder(load_quantized(path, device=device))
+    return TorchEncoder(load(path, pretrained).to(resolve_device(device)))
+
+
+def prepare(
+    model: str,
+    *,
+    recipe: str,
+    out: str | Path | None,
+    pretrained: str | None,
+    images: str | None,
+    prompts: str | Path | None,
+    device: str,
+    seed: int,
+    overrides: Sequence[str],
+    fresh: bool,
+    keep_images: bool,
+) -> Job:
+    """Look everything up, so that what is wrong with a request shows before any work and before anything is written.
+
+    With `fresh`, what a run with the same `out` left behind is removed here, last.
+    """
+    resolved = load_recipe(recipe, overrides)
+    target = resolve_device(device)
+    folder = Path(out) if out is not None else Path(f"{model.replace('/', '-').replace(':', '-')}-{resolved.name}")
+    check_writable(folder)
+    bank = read_prompts(Path(prompts)) if prompts is not None else None
+    clip = load(model, pretrained).to(target)
+    scheme = resolve_scheme(resolved, sites_of(fold_batchnorm(clip)))
+    given = _given_images(images, clip, resolved, seed)
+    bank, held_bank = (bank or default_bank(model, resolved)).split()
+    settings = hash_of(
+        clip.fingerprint,
+        dump_recipe(resolved),
+        seed,
+        bank.prompts,
+        None if given is None else tensor_hash(given.pixels),
+    )
+    job = Job(clip, resolved, scheme, bank, held_bank, given, folder, seed, keep_images, settings)
+    _check_finished(job, fresh)
+    return job
+
+
+def run(job: Job, report: Report | None = None) -> dict[str, Any]:
+    """Do all stages and write the artifact; a finished artifact with the same settings is left as it is.
+
+    Returns:
+        the content of report.json.
+    """
+    if (job.out / "report.json").exists():
+        finished: dict[str, Any] = json.loads((job.out / "report.json").read_text(encoding="utf-8"))
+        return finished
+    clip, recipe = job.clip, job.recipe
+    stages = Stages(Work(job.work_folder, report) if report else Work(job.work_folder), environment(clip))
+    images = _images(job, stages)
+    held = stages.run("held-out", [job.held_bank.prompts], lambda work: synthesize.held_out_sets(
+        clip, job.held_bank.prompts, synthesize.user_cache(), work
+    ))  # fmt: skip
+    ids, held_ids = _texts(job, job.bank, recipe.calibrate.texts), _texts(job, job.held_bank, HELD_TEXTS)
+    folded = fold_batchnorm(clip)
+    if recipe.calibrate.layernorm_fold:
+        folded = calibrate.balance_layernorms(folded, images, ids, recipe.calibrate.layernorm_fold)
+    ranges = _ranges(job, stages, folded, images, ids)
+    quantized = wrap(folded, job.scheme, ranges)
+    units: list[reconstruct.UnitReport] = []
+    if recipe.reconstruct.method == "adaround":
+        quantized, units = stages.run("reconstruct", [recipe.reconstruct, job.seed], lambda work: reconstruct.run(
+            folded, quantized, images, ids, held["synthetic"], held_ids, recipe.reconstruct, seed=job.seed, work=work
+        ))  # fmt: skip
+    arrays, config = package.freeze(quantized, recipe)
+    num_parameters = sum(t.numel() for t in clip.state_dict().values() if t.is_floating_point())
+    manifest = _manifest(job) | {"parameters": num_parameters}
+    artifact = Artifact(job.out, arrays, config, dump_recipe(recipe), manifest, clip.preprocess, clip.tokenizer)
+    evaluation = stages.run("evaluate", [], lambda _: evaluate.evaluate_without_data(
+        TorchEncoder(clip),
+        TorchEncoder(package.thaw(artifact).to(clip.logit_scale.device)),
+        {name: s.pixels.numpy() for name, s in held.items()},
+        clip.tokenizer((*job.bank.prompts, *job.held_bank.prompts)),
+        held_ids.numpy(),
+    ))  # fmt: skip
+    size = {"before_bytes": 4 * num_parameters, "after_bytes": _nbytes(arrays)}
+    summary = {
+        "model": clip.source,
+        "recipe": recipe.name,
+        "runs_as": recipe.runs_as,
+        "images": {"source": images.source, "count": len(images)},
+        "texts": len(ids),
+        "size": size | {"ratio": size["after_bytes"] / size["before_bytes"]},
+        "coverage": artifact.coverage(),
+        "evaluation": evaluation,
+        "reconstruction": reconstruct.summarize(units),
+        "stages": stages.record,
+    }
+    _write(job, artifact, summary, images)
+    return summary
+
+
+def _images(job: Job, stages: Stages) -> ImageSet:
+    if job.images is not None:
+        given = job.images
+        return stages.run("synthesize", [tensor_hash(given.pixels)], lambda _: given)
+    return stages.run(
+        "synthesize",
+        [job.recipe.synthesize, job.bank.prompts, job.seed],
+        lambda work: synthesize.run(job.clip, job.bank.prompts, job.recipe.synthesize, seed=job.seed, work=work),
+        save=ImageSet.save,
+        recall=ImageSet.load,
+    )
+
+
+def _ranges(job: Job, stages: Stages, folded: Clip, images: ImageSet, ids: Tensor) -> Ranges:
+    recipe = job.recipe
+    quantization = dataclasses.replace(recipe, synthesize=Synthesize(), reconstruct=Reconstruct())
+    return stages.run(
+        "calibrate",
+        [dump_recipe(quantization), job.bank.prompts, job.seed],
+        lambda work: calibrate.run(folded, images, ids, job.scheme, recipe.calibrate, work=work),
+        save=lambda ranges, path: save_file(ranges.to_tensors(), path),
+        recall=lambda path: Ranges.from_tensors(load_file(path, device=folded.logit_scale.device.type)),
+    )
+
+
+def _texts(job: Job, bank: PromptBank, num: int) -> Tensor:
+    texts = calibration_texts(bank, num, derive_seed(job.seed, "calibrate", "texts"))
+    return torch.from_numpy(job.clip.tokenizer(texts))
+
+
+def _write(job: Job, artifact: Artifact, summary: dict[str, Any], images: ImageSet) -> None:
+    """Write the artifact in one rename, then remove what unfinished stages left."""
+    sheet = io.BytesIO()
+    contact_sheet(images, job.clip.preprocess).save(sheet, "PNG")
+    extra = {
+        "contact_sheet.png": sheet.getvalue(),
+        "report.json": (json.dumps(summary, indent=1) + "\n").encode(),
+        "README.md": package.model_card(summary, artifact.quantization).encode(),
+    }
+    write_artifact(artifact, job.work_folder / "artifact", {"stages": summary["stages"]}, extra)
+    shutil.rmtree(job.work_folder, ignore_errors=True)
+    if job.keep_images:
+        job.work_folder.mkdir()
+        images.save(job.work_folder / "images.safetensors")
+
+
+def _manifest(job: Job) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "source": job.clip.source,
+        "fingerprint": job.clip.fingerprint,
+        "seed": job.seed,
+        "settings": job.settings,
+        "threads": torch.get_num_threads(),
+        "device": job.clip.logit_scale.device.type,
+        "versions": {"d4c": d4c.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def environment(clip: Clip) -> list[Any]:
+    """What every stage's result depends on beside its settings."""
+    device = clip.logit_scale.device.type
+    return [clip.fingerprint, torch.get_num_threads(), device, torch.__version__, d4c.__version__, FORMAT_VERSION]
+
+
+def _given_images(images: str | None, clip: Clip, recipe: Recipe, seed: int) -> ImageSet | None:
+    if images is None:
+        return None
+    if images in PROCEDURES:
+        valid = images != "noise"
+        return procedural_set(images, recipe.synthesize.images, clip.preprocess, seed, valid=valid)
+    return load_image_folder(Path(images), clip.preprocess)
+
+
+def default_bank(model: str, recipe: Recipe) -> PromptBank:
+    """The bank that a recipe takes where the user names none."""
+    path = prompts_beside(model)
+    if recipe.synthesize.prompts == "model":
+        return read_prompts(path) if path is not None else load_prompts("own")
+    return load_prompts(recipe.synthesize.prompts)
+
+
+def _check_finished(job: Job, fresh: bool) -> None:
+    """Refuse to touch what is not ours to continue; with `fresh`, clear what an earlier run left."""
+    if job.out.is_dir() and any(job.out.iterdir()):
+        if not (job.out / "manifest.json").exists():
+            raise UsageError(f"{job.out} exists and is not an artifact; name another place with --out")
+        if not fresh and read_manifest(job.out).get("settings") != job.settings:
+            raise UsageError(f"{job.out} was made with other settings; --fresh starts over, --out names another place")
+    if fresh:
+        shutil.rmtree(job.out, ignore_errors=True)
+        shutil.rmtree(job.work_folder, ignore_errors=True)
+
+
+def _nbytes(arrays: dict[str, Any]) -> int:
+    return sum(array.nbytes for array in arrays.values())

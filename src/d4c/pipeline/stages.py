@@ -1,0 +1,76 @@
+"""Running stages in order, remembering their results and what each cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from d4c.artifact import Work
+
+Result = TypeVar("Result")
+
+
+class Stages:
+    """Runs stages in order and records what each cost; their results are found again by what determines them.
+
+    Args:
+        work: in the job's folder for results of unfinished stages.
+        environment: what determines every stage.
+    """
+
+    def __init__(self, work: Work, environment: Sequence[Any]) -> None:
+        self.work, self.key = work, hash_of(*environment)
+        self.record: dict[str, dict[str, Any]] = {}
+
+    def run(
+        self,
+        name: str,
+        settings: Sequence[Any],
+        compute: Callable[[Work], Result],
+        *,
+        save: Callable[[Result, Path], None] | None = None,
+        recall: Callable[[Path], Result] | None = None,
+    ) -> Result:
+        """Run one stage, or recall its saved result; its key depends on its settings and on all stages before it.
+
+        Args:
+            compute: is given the work in a folder of the stage's own.
+            save, recall: how a result becomes a file and comes back; without them only its pieces are remembered.
+        """
+        self.key = hash_of(self.key, name, *settings)
+        start = time.monotonic()
+        work = self.work.within(f"{name}-{self.key[:16]}")
+        assert work.folder is not None
+        path = work.folder / "result.safetensors"
+        if recall is not None and path.exists():
+            result = recall(path)
+        else:
+            result = compute(work)
+            if save is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save(result, path.with_suffix(".tmp"))
+                path.with_suffix(".tmp").replace(path)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        seconds = round(time.monotonic() - start, 3)
+        self.record[name] = {"seconds": seconds, "peak_memory_bytes": peak, "settings": self.key}
+        return result
+
+
+def hash_of(*parts: Any) -> str:
+    """SHA-256 of plain values and dataclasses, by their JSON."""
+    plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) and not isinstance(p, type) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+def tensor_hash(x: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()

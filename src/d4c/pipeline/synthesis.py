@@ -1,0 +1,65 @@
+"""Calibration images on their own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from d4c import synthesize
+from d4c.artifact import Work
+from d4c.artifact.work import Report
+from d4c.errors import UsageError
+from d4c.images import ImageSet, contact_sheet
+from d4c.models import load
+from d4c.pipeline.places import check_writable, resolve_device
+from d4c.pipeline.quantization import default_bank, environment
+from d4c.pipeline.stages import Stages
+from d4c.prompts import read_prompts
+from d4c.recipes import load_recipe
+
+
+def synthesize_to_folder(
+    model: str,
+    *,
+    out: Path,
+    recipe: str,
+    pretrained: str | None,
+    prompts: Path | None,
+    device: str,
+    seed: int,
+    overrides: Sequence[str],
+    fresh: bool,
+    report: Report,
+) -> ImageSet:
+    """Make a recipe's images into `out`: images.safetensors and contact_sheet.png, resumable.
+
+    Raises:
+        D4CError: see `d4c.errors`; `out` exists and `fresh` is not set.
+    """
+    resolved = load_recipe(recipe, overrides)
+    target = resolve_device(device)
+    check_writable(out)
+    bank = read_prompts(prompts) if prompts is not None else None
+    if out.exists() and any(out.iterdir()) and not (fresh and (out / "images.safetensors").exists()):
+        raise UsageError(f"{out} exists; --fresh replaces images made earlier, --out names another place")
+    clip = load(model, pretrained).to(target)
+    bank = bank or default_bank(model, resolved)
+    work = Work(out.with_name(out.name + ".work"), report)
+    assert work.folder is not None
+    if fresh:
+        shutil.rmtree(work.folder, ignore_errors=True)
+    images = Stages(work, environment(clip)).run(
+        "synthesize",
+        [resolved.synthesize, bank.prompts, seed],
+        lambda pieces: synthesize.run(clip, bank.prompts, resolved.synthesize, seed=seed, work=pieces),
+    )
+    staging = work.folder / "images"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    images.save(staging / "images.safetensors")
+    contact_sheet(images, clip.preprocess).save(staging / "contact_sheet.png")
+    shutil.rmtree(out, ignore_errors=True)
+    staging.rename(out)
+    shutil.rmtree(work.folder)
+    return images
