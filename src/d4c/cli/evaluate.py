@@ -1,0 +1,72 @@
+"""`d4c evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from d4c.cli import options
+from d4c.cli.progress import progress
+from d4c.cli.tables import print_json, print_table
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="An artifact folder, or a float model by name.")],
+    pretrained: options.Pretrained = None,
+    dataset: Annotated[str | None, typer.Option(help="A set of CLIP_benchmark's: wds/NAME, cifar10, …")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder with the data set.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The float model; default: what the artifact was made from.")
+    ] = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Say what was lost: on a data set if one is named, else on images that nothing was calibrated on."""
+    options.use_threads(threads)
+    from d4c import pipeline
+
+    with progress() as report:
+        if dataset is None:
+            result = pipeline.evaluate_without_data(model, against=against, device=device, report=report)
+        else:
+            result = pipeline.evaluate_on_data(
+                model, dataset, root, pretrained=pretrained, against=against, device=device, report=report
+            )
+    if as_json:
+        print_json(result)
+    elif dataset is None:
+        _print_without_data(model, result)
+    else:
+        _print_on_data(result)
+
+
+def _print_without_data(model: str, result: dict[str, Any]) -> None:
+    columns = ["images", "centred error", "cosine p01", "image top-1", "text top-1", "both top-1", "mixed index"]
+    rows = [
+        [
+            name,
+            f"{s['image']['centred_error']:.4f}",
+            f"{s['image']['cosine_p01']:.4f}",
+            *(f"{s[key]['all']:.1%}" for key in ("image_top1", "text_top1", "top1", "mixed_index")),
+        ]
+        for name, s in result["sets"].items()
+    ]
+    text = result["text"]
+    rows.append(["(texts)", f"{text['centred_error']:.4f}", f"{text['cosine_p01']:.4f}", "", "", "", ""])
+    print_table(f"{model} against its float model", columns, rows)
+
+
+def _print_on_data(result: dict[str, Any]) -> None:
+    keys = ("acc1", "acc5", "mean_per_class_recall")
+    rows = [[r["model"], *(f"{r['metrics'][key]:.2%}" for key in keys)] for r in result["results"]]
+    print_table(result["results"][0]["dataset"], ["model", *keys], rows)
+    if "paired" in result:
+        p = result["paired"]
+        print_table(
+            "against float, on the same images",
+            ["acc1 difference", "paired standard error", "changed predictions"],
+            [[f"{p['acc1_difference']:+.2%}", f"{p['acc1_standard_error']:.2%}", f"{p['changed_predictions']:.2%}"]],
+        )

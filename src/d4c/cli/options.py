@@ -1,0 +1,29 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(help="tiny, tiny-rn, ViT-B/32, NAME__TAG, local-dir:FOLDER, FILE.pt, FILE.safetensors")
+]
+Pretrained = Annotated[str | None, typer.Option(help="open_clip's tag of the model.")]
+RecipeName = Annotated[str, typer.Option(help="A name of `d4c recipes`, or a TOML file.")]
+Prompts = Annotated[Path | None, typer.Option(help="JSON file with classnames (or groups) and templates.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; equal content needs equal threads.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe key: synthesize.images=64")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def use_threads(threads: int | None) -> None:
+    """Set torch's threads, before anything is computed."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,45 @@
+"""`d4c quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from d4c.cli import options
+from d4c.cli.progress import progress
+from d4c.cli.tables import print_json, print_summary
+
+
+def quantize(
+    model: options.Model,
+    pretrained: options.Pretrained = None,
+    recipe: options.RecipeName = "w4a8",
+    out: Annotated[Path | None, typer.Option(help="Folder to make; default ./MODEL-RECIPE.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="A folder of pictures, or noise, one_over_f, dead_leaves, instead of synthesis.")
+    ] = None,
+    prompts: options.Prompts = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    seed: options.Seed = 0,
+    overrides: options.Overrides = None,
+    fresh: options.Fresh = False,
+    keep_images: Annotated[bool, typer.Option("--keep-images", help="Leave them in OUT.work.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Turn a CLIP into a small, integer artifact folder; the same command continues an interrupted run."""
+    options.use_threads(threads)
+    from d4c import pipeline
+
+    job = pipeline.prepare(
+        model, recipe=recipe, out=out, pretrained=pretrained, images=images, prompts=prompts, device=device, seed=seed,
+        overrides=overrides or (), fresh=fresh, keep_images=keep_images,
+    )  # fmt: skip
+    with progress() as report:
+        summary = pipeline.run(job, report)
+    if as_json:
+        print_json({**summary, "folder": str(job.out)})
+    else:
+        print_summary(summary, job.out)
