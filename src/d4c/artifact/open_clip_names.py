@@ -1,9 +1,16 @@
-"""One table between open_clip's parameter names and the canonical ones, read in both directions."""
+"""One table between open_clip's parameter names and the canonical ones, read in both directions.
+
+`models.from_open_clip` reads it towards ours; `to_open_clip` and `open_clip_model_cfg` write what open_clip loads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from d4c.artifact.architecture import ClipConfig, ResNetConfig
 
@@ -31,6 +38,42 @@ def name_table(config: ClipConfig, text_prefix: str = "") -> list[Entry]:
     """
     image = _resnet(config.image) if isinstance(config.image, ResNetConfig) else _vit(config)
     return [*image, *_text(config, text_prefix), Entry("logit_scale", ("logit_scale",))]
+
+
+def to_open_clip(config: ClipConfig, state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Canonical parameters under open_clip's names and in its layout.
+
+    Raises:
+        KeyError: a parameter of the table is missing in `state`.
+    """
+    theirs = {}
+    for entry in name_table(config):
+        array = np.concatenate([state[name] for name in entry.ours]) if len(entry.ours) > 1 else state[entry.ours[0]]
+        theirs[entry.theirs] = array.T.copy() if entry.transposed else array
+    return theirs
+
+
+def open_clip_model_cfg(config: ClipConfig) -> dict[str, Any]:
+    """`model_cfg` of an open_clip_config.json, for the architectures that OpenAI trained and smaller ones like them."""
+    image, text = config.image, config.text
+    if isinstance(image, ResNetConfig):
+        vision = {"layers": list(image.layers), "head_width": image.width * 32 // image.heads}
+    else:
+        vision = {"layers": image.layers, "patch_size": image.patch_size, "head_width": image.width // image.heads}
+        vision["mlp_ratio"] = image.mlp_width / image.width
+    return {
+        "embed_dim": config.embed_dim,
+        "quick_gelu": text.activation == "quick_gelu",
+        "vision_cfg": {"image_size": image.image_size, "width": image.width, **vision},
+        "text_cfg": {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "width": text.width,
+            "heads": text.heads,
+            "layers": text.layers,
+            "mlp_ratio": text.mlp_width / text.width,
+        },
+    }
 
 
 def _vit(config: ClipConfig) -> Iterator[Entry]:

@@ -121,6 +121,8 @@ def clip_from_state(
         ModelFileError: a parameter is missing, left over, of another shape, or not finite.
     """
     state = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
+    for name in {"logit_scale", "logit_bias"} & set(state):
+        state[name] = state[name].reshape(())  # some files say [1]
     image, text = build_towers(config)
     expected = {f"image.{k}": v.shape for k, v in image.state_dict().items() if not k.endswith("num_batches_tracked")}
     expected |= {f"text.{k}": v.shape for k, v in text.state_dict().items()}
