@@ -60,7 +60,7 @@ class Plan:
 PLANS = {
     "tiny": Plan(
         ClipConfig(256, VisionTransformerConfig(64, 8, 128, 12, 4, 512, "quick_gelu"), TEXT),
-        image_epochs=40, full_epochs=4, kept_tokens=0.4, learning_rate=1e-3, weight_decay=0.05,
+        image_epochs=34, full_epochs=3, kept_tokens=0.4, learning_rate=1e-3, weight_decay=0.05,
         hard_weight=0.5, text_steps=3000, joint_epochs=2,
     ),
     "tiny-rn": Plan(

@@ -18,7 +18,7 @@ from d4c.cli.recipes import recipes
 from d4c.cli.synthesize import synthesize
 from d4c.errors import D4CError
 
-BUG, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED = 1, 130
 
 app = typer.Typer(
     help="Quantize CLIP models to integers without a single real image.",
@@ -54,7 +54,9 @@ def main() -> None:
         _end(str(error), error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(BUG)
+        sys.exit(FAILED)
+    except OSError as error:  # a full disk, a file taken away
+        _end(f"{error.filename or 'input or output'}: {error.strerror or error}", FAILED)
     except Exception as error:
         if hasattr(error, "format_message"):  # how the command line's own library says that arguments are wrong
             _end(error.format_message(), 2)

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+PIPE_WIDTH = 160  # characters, where stdout is no terminal
+
 
 def print_json(data: Any) -> None:
     """One JSON document."""
@@ -20,12 +22,12 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table; the first column names the row, the others are figures."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=PIPE_WIDTH)
     console.print(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,12 @@ def load_task(name: str, root: Path, preprocess: Preprocess, split: str = "test"
     build_dataset = _clip_benchmark()
     folder = _find(name, root)
     try:
-        dataset = build_dataset(
-            dataset_name=name, root=str(folder), transform=preprocess, split=split, download=False,
-            task="zeroshot_classification",
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*shardshuffle", category=UserWarning)
+            dataset = build_dataset(
+                dataset_name=name, root=str(folder), transform=preprocess, split=split, download=False,
+                task="zeroshot_classification",
+            )  # fmt: skip
         classnames, templates = dataset.classes, dataset.templates
         if not classnames or not templates:
             raise UsageError(f"{name}: no class names and templates; is it a classification set?")

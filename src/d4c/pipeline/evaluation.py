@@ -12,8 +12,7 @@ from d4c.errors import UsageError
 from d4c.inputs import Encoder
 from d4c.models import Clip, TorchEncoder, load
 from d4c.pipeline.places import resolve_device
-from d4c.pipeline.quantization import HELD_TEXTS, default_bank, load_quantized, open_encoder
-from d4c.prompts import calibration_texts
+from d4c.pipeline.quantization import default_bank, held_out_tokens, load_quantized, open_encoder
 from d4c.recipes import parse_recipe
 
 
@@ -33,13 +32,12 @@ def evaluate_without_data(artifact: str, *, against: str | None, device: str, re
     recipe = parse_recipe("artifact", (Path(artifact) / "recipe.toml").read_text(encoding="utf-8"))
     bank, held_bank = default_bank(clip.source, recipe).split()
     sets = synthesize.held_out_sets(clip, held_bank.prompts, synthesize.user_cache(), Work(None, report))
-    texts = calibration_texts(held_bank, HELD_TEXTS, 0)
     return evaluate.evaluate_without_data(
         TorchEncoder(clip),
         TorchEncoder(quantized),
         {name: s.pixels.numpy() for name, s in sets.items()},
         clip.tokenizer((*bank.prompts, *held_bank.prompts)),
-        clip.tokenizer(texts),
+        held_out_tokens(clip, held_bank).numpy(),
     )
 
 

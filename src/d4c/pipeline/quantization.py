@@ -180,7 +180,8 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     held = stages.run("held-out", [job.held_bank.prompts], lambda work: synthesize.held_out_sets(
         clip, job.held_bank.prompts, synthesize.user_cache(), work
     ))  # fmt: skip
-    ids, held_ids = _texts(job, job.bank, recipe.calibrate.texts), _texts(job, job.held_bank, HELD_TEXTS)
+    ids = _tokens(clip, job.bank, recipe.calibrate.texts, derive_seed(job.seed, "calibrate", "texts"))
+    held_ids = held_out_tokens(clip, job.held_bank)
     folded = fold_batchnorm(clip)
     if recipe.calibrate.layernorm_fold:
         folded = calibrate.balance_layernorms(folded, images, ids, recipe.calibrate.layernorm_fold)
@@ -244,9 +245,13 @@ def _ranges(job: Job, stages: Stages, folded: Clip, images: ImageSet, ids: Tenso
     )
 
 
-def _texts(job: Job, bank: PromptBank, num: int) -> Tensor:
-    texts = calibration_texts(bank, num, derive_seed(job.seed, "calibrate", "texts"))
-    return torch.from_numpy(job.clip.tokenizer(texts))
+def held_out_tokens(clip: Clip, held_bank: PromptBank) -> Tensor:
+    """The texts that judge, [text, token]; the same whatever the seed."""
+    return _tokens(clip, held_bank, HELD_TEXTS, 0)
+
+
+def _tokens(clip: Clip, bank: PromptBank, num: int, seed: int) -> Tensor:
+    return torch.from_numpy(clip.tokenizer(calibration_texts(bank, num, seed)))
 
 
 def _write(job: Job, artifact: Artifact, summary: dict[str, Any], images: ImageSet) -> None:

@@ -1,0 +1,45 @@
+# Everything a developer types. `make demo` and `make test` set up .venv by themselves.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo setup test test-slow lint types contracts format bench clean
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "d4c needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,eval,plots]'
+	@touch $@
+
+setup: $(READY)
+
+demo: $(READY) ## a quantized CLIP, the images it was calibrated with, and what it cost
+	$(BIN)/d4c quantize tiny --recipe w4a8 --out demo/tiny-w4a8 --fresh \
+	  --set synthesize.images=64 --set synthesize.steps=50 --set reconstruct.iterations=200
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+contracts: $(READY)
+	$(BIN)/lint-imports
+
+test: lint types contracts ## what .ci/run calls
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not gpu and not network'
+
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not network'
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/range_search.py
+
+clean:
+	rm -rf .venv demo build dist

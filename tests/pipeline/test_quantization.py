@@ -1,0 +1,179 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import d4c
+from d4c import pipeline
+from d4c.errors import UsageError
+from d4c.recipes import recipe_names
+
+SMALL = (
+    "synthesize.images=4", "synthesize.batch=2", "synthesize.steps=3", "calibrate.texts=8", "reconstruct.iterations=4",
+    "reconstruct.batch=4",
+)  # fmt: skip
+
+
+def quantize(folder: Path, out: Path, recipe: str = "w4a8", **arguments: object) -> d4c.QuantizedClip:
+    return d4c.quantize(f"local-dir:{folder}", recipe=recipe, out=out, device="cpu", overrides=SMALL, **arguments)  # type: ignore[arg-type]
+
+
+def content(out: Path) -> str:
+    return str(json.loads((out / "manifest.json").read_text())["content_sha256"])
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_every_recipe_gives_an_artifact_that_loads_bit_identically(
+    recipe: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path, pixels: Tensor, ids: Tensor
+) -> None:
+    clip = quantize(request.getfixturevalue(f"{kind}_folder"), tmp_path / "out", recipe)
+    again = d4c.load_quantized(tmp_path / "out")
+    assert torch.equal(clip.encode_image(pixels), again.encode_image(pixels))
+    assert torch.equal(clip.encode_text(ids), again.encode_text(ids))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["size"]["ratio"] == pytest.approx((tmp_path / "out" / "model.safetensors").stat().st_size
+                                                    / report["size"]["before_bytes"], rel=0.05)  # fmt: skip
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_w8a8_is_close_to_float(resnet_folder: Path, tmp_path: Path, ids: Tensor) -> None:
+    quantized, clip = quantize(resnet_folder, tmp_path / "out", "w8a8"), d4c.load(f"local-dir:{resnet_folder}")
+    texts = clip.encode_text(ids)
+    assert (quantized.encode_text(ids) - texts).norm() / (texts - texts.mean(0)).norm() < 0.1
+
+
+def test_the_same_seed_gives_the_same_artifact_and_another_one_does_not(vit_folder: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        quantize(vit_folder, tmp_path / name, seed=seed)
+    assert content(tmp_path / "a") == content(tmp_path / "b") != content(tmp_path / "c")
+
+
+class Crash(BaseException):
+    """Like a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize(
+    ("stage", "share"),
+    [("synthesize", 0.6), ("calibrate image", 0.5), ("calibrate weights", 0.5), ("reconstruct", 0.5)],
+)
+def test_a_run_that_crashed_continues_and_ends_with_the_same_content(
+    stage: str, share: float, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder: Path = request.getfixturevalue(f"{kind}_folder")
+
+    def crash(label: str, done: int, total: int) -> None:
+        if label == stage and done >= share * total:
+            raise Crash
+
+    with pytest.raises(Crash):
+        quantize(folder, tmp_path / "crashed", report=crash)
+    assert not (tmp_path / "crashed").exists()
+    quantize(folder, tmp_path / "crashed")
+    quantize(folder, tmp_path / "whole")
+    assert content(tmp_path / "crashed") == content(tmp_path / "whole")
+
+
+def test_finished_units_are_not_reconstructed_again(vit_folder: Path, tmp_path: Path) -> None:
+    calls = {"whole": 0, "crashed": 0, "resumed": 0}
+
+    def count(run: str, crash_at: float = 2.0) -> Callable[[str, int, int], None]:
+        def report(label: str, done: int, total: int) -> None:
+            calls[run] += label == "reconstruct"
+            if label == "reconstruct" and done >= crash_at * total:
+                raise Crash
+
+        return report
+
+    quantize(vit_folder, tmp_path / "whole", report=count("whole"))
+    with pytest.raises(Crash):
+        quantize(vit_folder, tmp_path / "out", report=count("crashed", 0.5))
+    quantize(vit_folder, tmp_path / "out", report=count("resumed"))
+    assert calls["resumed"] < 0.7 * calls["whole"]
+
+
+def test_a_killed_process_leaves_what_the_same_command_continues(vit_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "d4c", "quantize", f"local-dir:{vit_folder}", "--threads", "1", "--device", "cpu"]
+    command += [part for pair in SMALL for part in ("--set", pair)] + ["--set", "reconstruct.iterations=40"]
+    work = tmp_path / "killed.work"
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    while not list(work.glob("reconstruct-*/*.safetensors")):
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    for name in ("killed", "whole"):
+        subprocess.run([*command, "--out", str(tmp_path / name)], check=True, capture_output=True)
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_a_finished_artifact_is_left_alone_unless_fresh(vit_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    quantize(vit_folder, out)
+    before = (out / "manifest.json").stat().st_mtime_ns
+    quantize(vit_folder, out)
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="other settings"):
+        quantize(vit_folder, out, seed=3)
+    quantize(vit_folder, out, seed=3, fresh=True)
+    assert json.loads((out / "manifest.json").read_text())["seed"] == 3
+
+
+def test_a_folder_that_is_no_artifact_is_never_touched(vit_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UsageError, match="not an artifact"):
+        quantize(vit_folder, tmp_path, fresh=True)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_pictures_of_the_users_own_are_used(vit_folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        Image.new("RGB", (40, 30), (80 * i, 20, 200)).save(tmp_path / "pictures" / f"{i}.png")
+    quantize(vit_folder, tmp_path / "out", images=str(tmp_path / "pictures"), keep_images=True)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["images"]["count"] == 3
+    assert (tmp_path / "out.work" / "images.safetensors").exists()
+
+
+def test_evaluation_needs_the_model_that_the_artifact_came_from(
+    vit_folder: Path, resnet_folder: Path, tmp_path: Path
+) -> None:
+    quantize(vit_folder, tmp_path / "out")
+    with pytest.raises(UsageError, match="--against"):
+        pipeline.evaluate_without_data(
+            str(tmp_path / "out"), against=f"local-dir:{resnet_folder}", device="cpu", report=lambda *_: None
+        )
+    figures = pipeline.evaluate_without_data(str(tmp_path / "out"), against=None, device="cpu", report=lambda *_: None)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert figures["worst"] == report["evaluation"]["worst"]
+
+
+def test_synthesized_images_continue_after_a_crash(vit_folder: Path, tmp_path: Path) -> None:
+    def make(out: Path, report: d4c.artifact.work.Report) -> Tensor:
+        return pipeline.synthesize_to_folder(
+            f"local-dir:{vit_folder}", out=out, recipe="w4a8", pretrained=None, prompts=None, device="cpu", seed=0,
+            overrides=SMALL, fresh=False, report=report,
+        ).pixels  # fmt: skip
+
+    def crash(_: str, done: int, total: int) -> None:
+        if done > total / 2:
+            raise Crash
+
+    with pytest.raises(Crash):
+        make(tmp_path / "crashed", crash)
+    whole = make(tmp_path / "whole", lambda *_: None)
+    assert torch.equal(make(tmp_path / "crashed", lambda *_: None), whole)
+    assert {p.name for p in (tmp_path / "crashed").iterdir()} == {"images.safetensors", "contact_sheet.png"}

@@ -1,0 +1,48 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+import d4c
+import d4c.errors
+
+NO_TORCH = """
+import sys
+{statement}
+heavy = [m for m in ("torch", "open_clip", "torchvision", "transformers") if m in sys.modules]
+assert not heavy, heavy
+"""
+
+
+def test_public_names_resolve_and_are_all_there_is() -> None:
+    for name in d4c.__all__:
+        assert getattr(d4c, name) is not None
+    errors = {n for n, v in vars(d4c.errors).items() if isinstance(v, type) and issubclass(v, d4c.D4CError)}
+    assert set(d4c.__all__) == errors | {"Clip", "QuantizedClip", "Recipe", "load", "load_quantized", "quantize"}
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        _ = d4c.quantise
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import d4c",
+        "import d4c.artifact, d4c.artifact.folder, d4c.artifact.open_clip_names",
+        "import d4c.inputs, d4c.inputs.tokenizer, d4c.inputs.preprocess",
+        "import d4c.recipes; [d4c.recipes.load_recipe(n) for n in d4c.recipes.recipe_names()]",
+        "import d4c.errors",
+        "import d4c.cli.main",
+    ],
+)
+def test_these_imports_load_no_torch(statement: str) -> None:
+    subprocess.run([sys.executable, "-c", NO_TORCH.format(statement=statement)], check=True)
+
+
+def test_help_is_instant() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "d4c", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5, seconds
