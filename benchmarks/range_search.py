@@ -70,9 +70,8 @@ def main() -> None:
         print(f"{name:<15} {fast:>8.3f} s {slow:>11.1f} s {slow / fast:>7.0f}")
 
     draw = torch.randn(1, args.accuracy_values, generator=torch.Generator().manual_seed(1))
-    print(
-        f"\n{args.accuracy_values:,} values: error found, histogram / brute force\ntensor          bits  symmetric   ratio"
-    )
+    print(f"\n{args.accuracy_values:,} values: error found, histogram / brute force")
+    print("tensor          bits  symmetric   ratio")
     for name, shape in SHAPES.items():
         for bits in (2, 4, 6, 8):
             for symmetric in (False, True):
