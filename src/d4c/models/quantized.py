@@ -83,6 +83,9 @@ def wrap(clip: Clip, scheme: Scheme, ranges: Ranges) -> QuantizedClip:
     Raises:
         KeyError: the scheme names a site that the model or the ranges lack.
     """
+    unknown = {*scheme.weights, *scheme.inputs} - {*layer_sites(clip)} | {*scheme.tensors} - {*tensor_sites(clip)}
+    if unknown:
+        raise KeyError(min(unknown))
     wrapped = copy.deepcopy(clip)
     for site, tensor_format in scheme.tensors.items():
         dynamic = isinstance(tensor_format.granularity, PerToken)

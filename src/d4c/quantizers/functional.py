@@ -41,6 +41,7 @@ def fake_quantize_per_token(x: Tensor, grid: IntegerGrid) -> Tensor:
     """Snap every vector along the last axis to a grid over its own smallest and largest value."""
     low, high = x.amin(dim=-1, keepdim=True).clamp(max=0), x.amax(dim=-1, keepdim=True).clamp(min=0)
     span = torch.maximum(-low, high) if grid.symmetric else high - low  # [.., 1]
-    scale = torch.where(span > 0, span / grid.qmax, torch.ones_like(span))
+    scale = span / grid.qmax
+    scale = torch.where(scale > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
     zero_point = torch.zeros_like(scale) if grid.symmetric else (-low / scale).round()
     return fake_quantize(x, scale.detach(), zero_point.detach(), grid)

@@ -1,0 +1,168 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from d4c import calibrate, reconstruct
+from d4c.artifact import Work
+from d4c.images import ImageSet
+from d4c.models import Clip, QuantizedClip, sites_of, wrap
+from d4c.models.folding import fold_batchnorm
+from d4c.quantizers.pair_safe import is_pair_safe
+from d4c.quantizers.scheme import resolve_scheme
+from d4c.recipes import Calibrate, Recipe, Reconstruct, Rule, load_recipe
+from d4c.reconstruct import UnitReport
+
+SHORT = Reconstruct(iterations=3, batch=4)
+
+
+def pictures(num: int, seed: int) -> ImageSet:
+    coarse = torch.randn(num, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return ImageSet.unlabelled(torch.nn.functional.interpolate(coarse, size=32, mode="bilinear"), "p")
+
+
+class Case:
+    """A float model, its wrapped counterpart, and all that `run` needs."""
+
+    def __init__(self, clip: Clip, ids: Tensor, recipe: str | Recipe = "w4a8", images: int = 6) -> None:
+        self.clip = fold_batchnorm(clip)
+        scheme = resolve_scheme(load_recipe(recipe, []) if isinstance(recipe, str) else recipe, sites_of(self.clip))
+        self.images, self.held, self.ids, self.held_ids = pictures(images, 1), pictures(4, 2), ids[:4], ids[4:]
+        ranges = calibrate.run(self.clip, self.images, self.ids, scheme, Calibrate(range="minmax"))
+        self.quantized = wrap(self.clip, scheme, ranges)
+
+    def run(self, config: Reconstruct, work: Work | None = None) -> tuple[QuantizedClip, list[UnitReport]]:
+        return reconstruct.run(
+            self.clip, self.quantized, self.images, self.ids, self.held, self.held_ids, config, seed=3, work=work
+        )
+
+
+@pytest.fixture(params=["tiny_clip", "tiny_resnet"])
+def case(request: pytest.FixtureRequest, ids: Tensor) -> Case:
+    return Case(request.getfixturevalue(request.param), ids)
+
+
+def assert_same(first: Clip, second: Clip) -> None:
+    one, two = first.state_dict(), second.state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_learning_helps_on_inputs_that_were_not_fitted(tiny_clip: Clip, ids: Tensor) -> None:
+    rules = (Rule("*", weight_bits=3, activation_bits=8),)
+    case = Case(tiny_clip, ids, Recipe("w3a8", rules=rules), images=32)
+    quantized, reports = case.run(Reconstruct(iterations=150))
+    assert sum(r.learned_error / r.nearest_error for r in reports) / len(reports) < 0.9
+    assert all(r.codes_changed > 0.02 for r in reports)  # not round-to-nearest in disguise
+    reference, before, after = (c.encode_image(case.held.pixels) for c in (case.clip, case.quantized, quantized))
+    assert (after - reference).norm() < 0.9 * (before - reference).norm()
+
+
+def test_the_gate_keeps_every_unit_that_would_become_worse_at_nearest(case: Case) -> None:
+    ruinous = Reconstruct(iterations=3, image_scale_learning_rate=1e3, text_scale_learning_rate=1e3)
+    quantized, reports = case.run(ruinous)
+    assert not any(r.kept for r in reports)
+    assert all(r.learned_error > r.nearest_error for r in reports)
+    assert_same(quantized, case.quantized)
+
+
+def outputs(clip: Clip, name: str, pixels: Tensor, ids: Tensor) -> Tensor:
+    """What the modules of a unit put out in the whole model, [value, channel]; live tokens alone."""
+    first, *others = name.split("+")
+    seen: list[Tensor] = []
+    names = [first, *(f"{first.rpartition('.')[0]}.{other}" for other in others)]
+    handles = [clip.get_submodule(n).register_forward_hook(lambda _, __, y: seen.append(y)) for n in names]
+    clip(pixels, ids)
+    for handle in handles:
+        handle.remove()
+    y = torch.cat([y.movedim(1, -1) if y.ndim == 4 else y for y in seen], dim=-1)
+    if name.startswith("text") and y.ndim == 3:
+        y = y[torch.arange(y.shape[1]) <= ids.argmax(dim=-1, keepdim=True)]
+    return y.flatten(0, -2)
+
+
+def test_errors_are_those_of_the_whole_models_on_held_out_samples(case: Case) -> None:
+    # Nothing is kept, so every unit's input comes from a model rounded to nearest, all the way down.
+    _, reports = case.run(Reconstruct(iterations=1, image_scale_learning_rate=1e3, text_scale_learning_rate=1e3))
+    for report in reports:
+        found, expected = (
+            outputs(c, report.name, case.held.pixels, case.held_ids) for c in (case.quantized, case.clip)
+        )
+        assert report.nearest_error == pytest.approx((found - expected).square().sum(dim=1).mean().item(), rel=1e-3)
+
+
+def test_a_unit_is_kept_only_where_it_is_no_worse(case: Case) -> None:
+    quantized, reports = case.run(Reconstruct(iterations=20, batch=2))  # overfits some units and not others
+    assert {r.kept for r in reports} == {True, False}
+    before = case.quantized.quantized_weights()
+    layers = quantized.quantized_weights()
+    for report in reports:
+        assert report.kept == (report.learned_error <= report.nearest_error)
+        first = report.name.partition("+")[0]
+        if not report.kept and first in layers:
+            assert torch.equal(layers[first].values, before[first].values)
+
+
+@pytest.mark.parametrize(("recipe", "unit"), [("w8a8", "auto"), ("w4a8", "layer"), ("w4a4", "block")])
+def test_inputs_are_left_alone_and_pairs_stay_safe(recipe: str, unit: str, tiny_resnet: Clip, ids: Tensor) -> None:
+    case = Case(tiny_resnet, ids, recipe)
+    before = copy.deepcopy((case.clip, case.quantized))
+    quantized, _ = case.run(Reconstruct(iterations=3, batch=4, unit=unit))  # type: ignore[arg-type]
+    assert_same(case.clip, before[0])
+    assert_same(case.quantized, before[1])
+    for layer, weight in quantized.quantized_weights().items():
+        codes = weight.codes()  # raises where a value left its grid
+        assert not case.quantized.scheme.weights[layer].pair_safe or is_pair_safe(codes)
+        assert torch.equal(weight.scale, case.quantized.quantized_weights()[layer].scale)
+
+
+class Crash(BaseException):
+    """Like a kill: nothing catches it."""
+
+
+def test_a_run_killed_in_every_unit_in_turn_ends_the_same(case: Case, tmp_path: Path) -> None:
+    whole, reports = case.run(SHORT)
+    steps: list[int] = []
+    for unit in range(len(reports) + 1):
+
+        def crash(_: str, done: int, __: int, last: int = unit * SHORT.iterations + 2) -> None:
+            steps.append(done)
+            if done == last:
+                raise Crash
+
+        if unit < len(reports):
+            with pytest.raises(Crash):
+                case.run(SHORT, Work(tmp_path, crash))
+    resumed, again = case.run(SHORT, Work(tmp_path, crash))
+    assert_same(resumed, whole)
+    assert again == reports
+    # Of its 3 steps each unit does 2 before it is killed and all 3 in the next run, and none when it is finished.
+    done = [unit * 3 + step for unit in range(len(reports)) for step in (1, 2, 1, 2, 3)]
+    assert steps == done
+
+
+def test_what_stands_behind_the_end_token_changes_nothing(tiny_clip: Clip, ids: Tensor) -> None:
+    case = Case(tiny_clip, ids)
+    first, _ = case.run(SHORT)
+    for name in ("ids", "held_ids"):
+        rows = getattr(case, name)
+        after_end = torch.arange(rows.shape[1]) > rows.argmax(dim=-1, keepdim=True)
+        setattr(case, name, rows + 1000 * after_end)
+    second, _ = case.run(SHORT)
+    assert_same(first, second)
+
+
+def test_the_summary_by_hand() -> None:
+    reports = [
+        UnitReport("a", 4, 2.0, 1.0, 0.1, kept=True),  # ratio 1 / 2
+        UnitReport("b", 4, 2.0, 3.0, 0.3, kept=False),  # rejected: stays as it was, 1
+        UnitReport("c", 8, 0.0, 0.0, 0.0, kept=True),  # nothing to gain: 1
+    ]
+    summary = reconstruct.summarize(reports)
+    assert summary["by_weight_bits"]["4"] == pytest.approx(
+        {"units": 2, "error_ratio": 0.75, "codes_changed": 0.2, "rejected": 1}
+    )
+    assert summary["by_weight_bits"]["8"]["error_ratio"] == 1
+    assert [unit["name"] for unit in summary["units"]] == ["a", "b", "c"]
