@@ -10,8 +10,8 @@ features of all classes are still nearly equal:
 2. text: the text tower onto that table, captions only;
 3. joint: both towers against each other at a low learning rate.
 
-RUNS/MODEL/checkpoint.pt is replaced every two minutes, log.jsonl gets a line an epoch, and weights.pt (the averaged
-towers, for `bundle.py`) is written when the last stage ends, and at every validation of stage 3.
+RUNS/MODEL/checkpoint.pt is replaced every two minutes, log.jsonl gets a line every few epochs, and weights.pt (the
+averaged towers, for `bundle.py`) is written when the last stage ends, and at every validation of stage 3.
 """
 
 from __future__ import annotations
@@ -60,16 +60,17 @@ class Plan:
 PLANS = {
     "tiny": Plan(
         ClipConfig(256, VisionTransformerConfig(64, 8, 128, 12, 4, 512, "quick_gelu"), TEXT),
-        image_epochs=34, full_epochs=3, kept_tokens=0.4, learning_rate=1e-3, weight_decay=0.05,
-        hard_weight=0.5, text_steps=3000, joint_epochs=2,
+        image_epochs=20, full_epochs=2, kept_tokens=0.35, learning_rate=1e-3, weight_decay=0.05,
+        hard_weight=0.5, text_steps=1500, joint_epochs=1,
     ),
     "tiny-rn": Plan(
         ClipConfig(256, ResNetConfig(64, 16, (3, 4, 6, 3), 16), TEXT),
-        image_epochs=70, full_epochs=70, kept_tokens=1.0, learning_rate=2e-3, weight_decay=0.05,
-        hard_weight=0.5, text_steps=3000, joint_epochs=3,
+        image_epochs=26, full_epochs=26, kept_tokens=1.0, learning_rate=2e-3, weight_decay=0.05,
+        hard_weight=0.5, text_steps=1500, joint_epochs=1,
     ),
 }  # fmt: skip
 BATCH = 128
+EPOCHS_BETWEEN_VALIDATIONS = 3
 
 
 class Towers(nn.Module):
@@ -283,7 +284,8 @@ class Trainer:
         parameters = [*self.towers.image.parameters(), self.towers.table, self.towers.logit_scale]
         self.optimize(
             parameters, loss_at, steps=plan.image_epochs * per_epoch, learning_rate=plan.learning_rate,
-            epoch=per_epoch, validate=lambda: self.validate(self.average.module.table), average=True,
+            epoch=EPOCHS_BETWEEN_VALIDATIONS * per_epoch, validate=lambda: self.validate(self.average.module.table),
+            average=True,
         )  # fmt: skip
         self.towers.load_state_dict(self.average.module.state_dict())
 
