@@ -101,7 +101,7 @@ def evaluate_without_data(
             "mixed_index": asdict(agreement(cosines.T, quantized_bank @ image.T)),
         }
     worst = {
-        "image_centred_error": max(s["image"]["centred_error"] for s in sets.values()),
+        "image_centred_error": float(np.max([s["image"]["centred_error"] for s in sets.values()])),  # NaN wins
         "text_centred_error": text["centred_error"],
         **{k: min(s[k]["all"] for s in sets.values()) for k in ("image_top1", "text_top1", "top1", "mixed_index")},
     }

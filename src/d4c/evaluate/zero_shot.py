@@ -85,6 +85,11 @@ def load_task(name: str, root: Path, preprocess: Preprocess, split: str = "test"
         if isinstance(error, UsageError):
             raise
         raise RunError(f"{name}: cannot be read from {folder}: {error}") from error
+    for template in templates:
+        try:
+            template.format(c="")
+        except (IndexError, KeyError, ValueError) as error:
+            raise UsageError(f"{name}: a template needs {{c}} and no other braces: '{template}'") from error
     size = len(dataset) if hasattr(dataset, "__len__") else 0
     return ImageTask(name, dataset, size, tuple(classnames), tuple(templates))
 
@@ -133,17 +138,29 @@ def _classifier(
 def _batches(task: ImageTask, size: int) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
     pixels: list[NDArray[np.float32]] = []
     labels: list[int] = []
-    try:
-        for image, label in task.samples:
-            pixels.append(image)
-            labels.append(int(label))
-            if len(labels) == size:
-                yield np.stack(pixels), labels
-                pixels, labels = [], []
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise RunError(f"{task.name}: an image cannot be read: {error}") from error
+    for image, label in _read(task):
+        pixels.append(image)
+        labels.append(label)
+        if len(labels) == size:
+            yield np.stack(pixels), labels
+            pixels, labels = [], []
     if labels:
         yield np.stack(pixels), labels
+
+
+def _read(task: ImageTask) -> Iterator[tuple[NDArray[np.float32], int]]:
+    samples = iter(task.samples)
+    while True:
+        try:
+            image, label = next(samples)
+            index = int(label)
+        except StopIteration:
+            return
+        except Exception as error:  # archives, decoders and pictures each have errors of their own
+            raise RunError(f"{task.name}: an image cannot be read: {error}") from error
+        if not 0 <= index < len(task.classnames):
+            raise RunError(f"{task.name}: label {index} is none of the {len(task.classnames)} classes")
+        yield image, index
 
 
 def paired(reference: Prediction, changed: Prediction) -> dict[str, float]:

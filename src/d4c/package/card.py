@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,16 +17,17 @@ def model_card(report: Mapping[str, Any], quantization: Mapping[str, Any]) -> st
     """README.md of an artifact: front matter that Hugging Face reads, and the figures of `report`."""
     size, worst = report["size"], report["evaluation"]["worst"]
     images = report["images"]
+    tags = ["clip", "quantized", *(["data-free"] if images["source"] != "folder" else [])]
     bits = ", ".join(
         f"{count / report['coverage']['parameters']:.1%} at {bits} bits"
         for bits, count in sorted(report["coverage"]["by_bits"].items(), key=lambda item: int(item[0]))
     )
     return f"""---
-base_model: {report["model"]}
+base_model: {json.dumps(report["model"], ensure_ascii=False)}
 base_model_relation: quantized
 library_name: d4c
 pipeline_tag: zero-shot-image-classification
-tags: [clip, quantized, data-free]
+tags: [{", ".join(tags)}]
 ---
 
 # {report["model"]}, quantized with d4c's recipe `{quantization["recipe"]}`

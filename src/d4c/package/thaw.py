@@ -26,8 +26,8 @@ def thaw(artifact: Artifact) -> QuantizedClip:
     Raises:
         ArtifactError: tensors and configuration do not fit each other.
     """
-    quantization = artifact.quantization
     try:
+        quantization = artifact.quantization
         scheme = Scheme(*(_formats(quantization[kind]) for kind in ("weights", "tensors", "inputs")))
         image, text = build_towers(artifact.architecture)
         shapes = {f"image.{k}": v.shape for k, v in image.state_dict().items()}
@@ -49,7 +49,7 @@ def thaw(artifact: Artifact) -> QuantizedClip:
         )
         _set_biases(clip, artifact, ranges)
         return wrap(clip, scheme, ranges)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{artifact.folder}: tensors and config.json do not fit each other: {error}") from error
 
 
