@@ -13,7 +13,7 @@ from torch import Tensor
 
 import d4c
 from d4c import pipeline
-from d4c.errors import UsageError
+from d4c.errors import ArtifactError, UsageError
 from d4c.recipes import recipe_names
 
 SMALL = (
@@ -136,6 +136,46 @@ def test_a_folder_that_is_no_artifact_is_never_touched(vit_folder: Path, tmp_pat
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
+def test_another_programs_manifest_makes_no_artifact(vit_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "web app"}')
+    with pytest.raises(UsageError, match="not an artifact"):
+        quantize(vit_folder, tmp_path / "app", fresh=True)
+    assert (tmp_path / "app" / "manifest.json").read_text() == '{"name": "web app"}'
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_beside_that_no_run_left_is_never_touched(vit_folder: Path, tmp_path: Path, fresh: bool) -> None:
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "thesis.txt").write_text("precious")
+    with pytest.raises(UsageError, match=r"thesis\.txt is no unfinished work"):
+        quantize(vit_folder, tmp_path / "out", fresh=fresh)
+    assert (tmp_path / "out.work" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_damaged_artifact_is_not_taken_for_a_finished_one(vit_folder: Path, tmp_path: Path) -> None:
+    quantize(vit_folder, tmp_path / "out", "w8", images="noise")
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is damaged"):
+        quantize(vit_folder, tmp_path / "out", "w8", images="noise")
+
+
+def test_a_broken_result_of_a_stage_is_made_again(vit_folder: Path, tmp_path: Path) -> None:
+    def crash(label: str, *_: int) -> None:
+        if label == "reconstruct":
+            raise Crash
+
+    with pytest.raises(Crash):
+        quantize(vit_folder, tmp_path / "out", report=crash)
+    results = list((tmp_path / "out.work").glob("*/result.safetensors"))
+    assert len(results) == 2  # images and ranges
+    for path in results:
+        path.write_bytes(path.read_bytes()[:100])
+    quantize(vit_folder, tmp_path / "out")
+    quantize(vit_folder, tmp_path / "whole")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
 def test_pictures_of_the_users_own_are_used(vit_folder: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -159,6 +199,15 @@ def test_evaluation_needs_the_model_that_the_artifact_came_from(
     figures = pipeline.evaluate_without_data(str(tmp_path / "out"), against=None, device="cpu", report=lambda *_: None)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert figures["worst"] == report["evaluation"]["worst"]
+
+
+def test_evaluation_holds_out_what_was_held_out(vit_folder: Path, tmp_path: Path) -> None:
+    names = [f"thing {i}" for i in range(16)]
+    (tmp_path / "mine.json").write_text(json.dumps({"classnames": names, "templates": ["a {c}"]}))
+    quantize(vit_folder, tmp_path / "out", "w8", images="noise", prompts=tmp_path / "mine.json")
+    figures = pipeline.evaluate_without_data(str(tmp_path / "out"), against=None, device="cpu", report=lambda *_: None)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert figures == report["evaluation"]
 
 
 def test_synthesized_images_continue_after_a_crash(vit_folder: Path, tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ def test_a_damaged_cache_file_is_made_again(tiny_clip: Clip, tmp_path: Path) -> 
     assert torch.equal(first["synthetic"].pixels, again["synthetic"].pixels)
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(tiny_clip: Clip, tmp_path: Path) -> None:
+    (tmp_path / "held-out").write_text("a file where the folder should be")
+    assert len(make(tiny_clip, tmp_path)[0]["synthetic"]) == 32
+
+
 def test_the_users_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert synthesize.user_cache() == Path("/somewhere/d4c")

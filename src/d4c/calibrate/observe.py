@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d4c.artifact.work import Work
 from d4c.errors import CalibrationError
@@ -22,6 +22,7 @@ from d4c.recipes import Calibrate
 
 Observe = Callable[[Tensor, IntegerGrid], AffineGrid]
 OBSERVERS: dict[str, Observe] = {"lp": lp_range, "minmax": minmax_range}
+EMPTY_ROW_BITS = 20
 BIAS_BITS = 30  # |bias code| stays below 2^30, so that an int32 accumulator has room for the products
 
 
@@ -52,7 +53,7 @@ def run(
     for i, (layer, weight_format) in enumerate(scheme.weights.items()):
         affine = _weight_grid(clip.get_submodule(layer).weight, weight_format, config)  # type: ignore[arg-type]
         source = tensors.get(reads.get(layer, "")) or inputs.get(layer)
-        weights[layer] = _room_for_bias(affine, getattr(clip.get_submodule(layer), "bias", None), source)
+        weights[layer] = _room_for_bias(affine, clip.get_submodule(layer), source)
         work.report("calibrate weights", i + 1, len(scheme.weights))
     return Ranges(weights, tensors, inputs)
 
@@ -109,9 +110,16 @@ def _weight_grid(weight: Tensor, weight_format: TensorFormat, config: Calibrate)
     return AffineGrid(affine.scale.reshape(shape), affine.zero_point.reshape(shape), grid)
 
 
-def _room_for_bias(affine: AffineGrid, bias: Tensor | None, source: AffineGrid | None) -> AffineGrid:
-    """Widen scales so that the bias fits 32 bits in units of input scale x weight scale: s_w >= |b| / (s_a 2^30)."""
+def _room_for_bias(affine: AffineGrid, layer: nn.Module, source: AffineGrid | None) -> AffineGrid:
+    """Choose scales such that the bias fits 32 bits in units of input scale x weight scale: s_w >= |b| / (s_a 2^30).
+
+    A row without weights has nothing but its bias, which gets 20 bits of its own: s_w = |b| / (s_a 2^20).
+    """
+    bias = getattr(layer, "bias", None)
     if bias is None or source is None or source.scale.ndim:
         return affine
-    least = (bias.detach().abs() / (source.scale * 2**BIAS_BITS)).reshape(affine.scale.shape)
-    return AffineGrid(torch.maximum(affine.scale, least), affine.zero_point, affine.grid)
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    unit = (bias.detach().abs() / source.scale).reshape(affine.scale.shape)
+    empty = (weight.detach().flatten(1).abs().amax(dim=1) == 0).reshape(affine.scale.shape) & (unit > 0)
+    scale = torch.where(empty, unit / 2**EMPTY_ROW_BITS, torch.maximum(affine.scale, unit / 2**BIAS_BITS))
+    return AffineGrid(scale, affine.zero_point, affine.grid)

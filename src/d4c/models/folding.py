@@ -40,9 +40,13 @@ def _fold_pair(parent: nn.Module, conv_name: str, norm_name: str) -> None:
         return
     assert norm.running_var is not None
     assert norm.running_mean is not None
-    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # [out]
-    conv.weight.data = (conv.weight.double() * factor[:, None, None, None]).float()
-    conv.bias = nn.Parameter((norm.bias.double() - norm.running_mean.double() * factor).float(), requires_grad=False)
+    device = conv.weight.device
+    weight, gamma, beta, mean, variance = (  # on the CPU: not every device has float64
+        t.detach().cpu().double() for t in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    )
+    factor = gamma / (variance + norm.eps).sqrt()  # [out]
+    conv.weight.data = (weight * factor[:, None, None, None]).float().to(device)
+    conv.bias = nn.Parameter((beta - mean * factor).float().to(device), requires_grad=False)
     setattr(parent, norm_name, nn.Identity())
 
 
@@ -85,7 +89,8 @@ def _fold_norm(norm: nn.LayerNorm, readers: tuple[nn.Linear, ...], shift: Tensor
     if not bool((ratio.isfinite() & (ratio > 0)).all()):
         raise ValueError(f"need ratios > 0, got {ratio.min():g}")
     for linear in readers:
-        linear.bias.data = (linear.bias.double() + linear.weight.double() @ shift.double()).float()
+        moved = linear.weight.detach().cpu().double() @ shift.cpu().double()  # [out]; not every device has float64
+        linear.bias.data = (linear.bias.detach().cpu().double() + moved).float().to(linear.bias.device)
         linear.weight.data = linear.weight * ratio
     norm.weight.data = norm.weight / ratio
     norm.bias.data = (norm.bias - shift) / ratio

@@ -82,11 +82,11 @@ def _freeze_bias(quantized: QuantizedClip, module: QuantLinear | QuantConv2d, la
         return {f"{layer}.bias": _numpy(bias)}
     source = quantized.get_submodule(sites_of(quantized).inputs[layer])
     assert isinstance(source, UniformQuantizer)
-    scale = (source.scale * module.weight.scale.reshape(-1)).double()  # [out], the float32 product
-    codes = (bias.double() / scale).round()  # [out]
+    scale = (source.scale * module.weight.scale.reshape(-1)).cpu().double()  # [out], the float32 product
+    codes = (bias.cpu().double() / scale).round()  # [out]
     if not bool((codes.abs() < 2**31 - 1).all()):
         raise CalibrationError(f"{layer}: a bias does not fit 32 bits in units of input scale x weight scale")
-    return {f"{layer}.bias": codes.to(torch.int32).cpu().numpy()}
+    return {f"{layer}.bias": codes.to(torch.int32).numpy()}
 
 
 def _config(quantized: QuantizedClip, recipe: Recipe) -> dict[str, Any]:

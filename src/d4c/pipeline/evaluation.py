@@ -9,11 +9,10 @@ from d4c import evaluate, synthesize
 from d4c.artifact import Work, read_manifest
 from d4c.artifact.work import Report
 from d4c.errors import UsageError
-from d4c.inputs import Encoder
 from d4c.models import Clip, TorchEncoder, load
 from d4c.pipeline.places import resolve_device
-from d4c.pipeline.quantization import default_bank, held_out_tokens, load_quantized, open_encoder
-from d4c.recipes import parse_recipe
+from d4c.pipeline.quantization import held_out_tokens, load_quantized, open_encoder
+from d4c.prompts import parse_prompts
 
 
 def evaluate_without_data(artifact: str, *, against: str | None, device: str, report: Report) -> dict[str, Any]:
@@ -29,8 +28,8 @@ def evaluate_without_data(artifact: str, *, against: str | None, device: str, re
         raise UsageError(f"{artifact}: not an artifact folder; to evaluate a float model, name a set with --dataset")
     quantized = load_quantized(artifact, device=device)
     clip = _float_model(Path(artifact), against, device)
-    recipe = parse_recipe("artifact", (Path(artifact) / "recipe.toml").read_text(encoding="utf-8"))
-    bank, held_bank = default_bank(clip.source, recipe).split()
+    prompts = read_manifest(Path(artifact))["prompts"]
+    bank, held_bank = (parse_prompts(prompts[kind], artifact) for kind in ("fitted", "held_out"))
     sets = synthesize.held_out_sets(clip, held_bank.prompts, synthesize.user_cache(), Work(None, report))
     return evaluate.evaluate_without_data(
         TorchEncoder(clip),
@@ -61,16 +60,20 @@ def evaluate_on_data(
     """
     if root is None:
         raise UsageError(f"--dataset {dataset} needs --root, the folder where the data is")
-    encoders: dict[str, Encoder] = {}
-    if Path(model).is_dir():
-        encoders["float"] = TorchEncoder(_float_model(Path(model), against, device))
-    encoders[model] = open_encoder(model, pretrained, device)
-    task = evaluate.load_task(dataset, root, encoders[model].preprocess)
-    predictions = evaluate.classify(encoders, task, report)
-    result: dict[str, Any] = {"results": [evaluate.result_json(task, n, p.metrics) for n, p in predictions.items()]}
-    if "float" in predictions:
-        result["paired"] = evaluate.paired(predictions["float"], predictions[model])
-    return result
+    encoder = open_encoder(model, pretrained, device)
+    task = evaluate.load_task(dataset, root, encoder.preprocess)
+    if not Path(model).is_dir():
+        prediction = evaluate.classify({"float": encoder}, task, report)["float"]
+        return {"results": [evaluate.result_json(task, model, prediction.metrics)]}
+    reference = TorchEncoder(_float_model(Path(model), against, device))
+    predictions = evaluate.classify({"float": reference, "quantized": encoder}, task, report)
+    return {
+        "results": [
+            evaluate.result_json(task, name, predictions[kind].metrics)
+            for kind, name in (("float", reference.clip.source), ("quantized", model))
+        ],
+        "paired": evaluate.paired(predictions["float"], predictions["quantized"]),
+    }
 
 
 def _float_model(artifact: Path, against: str | None, device: str) -> Clip:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import tempfile
 from pathlib import Path
 
 import torch
 
 from d4c.errors import UsageError
+
+KEPT_IMAGES = "images.safetensors"
+# What may lie in OUT.work: a folder for each stage, the artifact or the images while they are written.
+_PIECE = re.compile(r"[a-z-]+-[0-9a-f]{16}|artifact|images")
 
 
 def check_writable(folder: Path) -> None:
@@ -24,6 +30,22 @@ def check_writable(folder: Path) -> None:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error
 
 
+def check_pieces(work_folder: Path) -> None:
+    """Raise `UsageError` if a folder for unfinished work holds anything that no run left there."""
+    for entry in work_folder.iterdir() if work_folder.is_dir() else ():
+        if entry.name != KEPT_IMAGES and not _PIECE.fullmatch(entry.name):
+            raise UsageError(f"{entry} is no unfinished work; name another place with --out")
+
+
+def remove_pieces(work_folder: Path) -> None:
+    """Remove what unfinished stages left; images that were to be kept stay."""
+    for entry in work_folder.iterdir() if work_folder.is_dir() else ():
+        if entry.name != KEPT_IMAGES:
+            shutil.rmtree(entry, ignore_errors=True)
+    if work_folder.is_dir() and not any(work_folder.iterdir()):
+        work_folder.rmdir()
+
+
 def resolve_device(name: str) -> torch.device:
     """Look a device up; "auto" is CUDA, then MPS, then the CPU.
 
@@ -38,4 +60,7 @@ def resolve_device(name: str) -> torch.device:
         raise UsageError(f"unknown device '{name}'; known: auto, {', '.join(there)}")
     if not there[kind]:
         raise UsageError(f"there is no {kind} device here; --device auto takes what there is")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"no such device: '{name}'") from error

@@ -23,13 +23,13 @@ import d4c
 from d4c import calibrate, evaluate, package, reconstruct, synthesize
 from d4c.artifact import FORMAT_VERSION, Artifact, Work, read_artifact, read_manifest, write_artifact
 from d4c.artifact.work import Report
-from d4c.errors import UsageError
-from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder, procedural_set
+from d4c.errors import ArtifactError, UsageError
+from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder
 from d4c.inputs import Encoder
 from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
 from d4c.models.load import prompts_beside
-from d4c.pipeline.places import check_writable, resolve_device
+from d4c.pipeline.places import KEPT_IMAGES, check_pieces, check_writable, remove_pieces, resolve_device
 from d4c.pipeline.stages import Stages, hash_of, tensor_hash
 from d4c.prompts import PromptBank, calibration_texts, load_prompts, read_prompts
 from d4c.quantizers.ranges import Ranges
@@ -150,11 +150,12 @@ def prepare(
     check_writable(folder)
     bank = read_prompts(Path(prompts)) if prompts is not None else None
     clip = load(model, pretrained).to(target)
-    scheme = resolve_scheme(resolved, sites_of(fold_batchnorm(clip)))
+    scheme = resolve_scheme(resolved, sites_of(clip))
     given = _given_images(images, clip, resolved, seed)
     bank, held_bank = (bank or default_bank(model, resolved)).split()
     settings = hash_of(
         clip.fingerprint,
+        clip.preprocess,
         dump_recipe(resolved),
         seed,
         bank.prompts,
@@ -173,6 +174,7 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     """
     if (job.out / "report.json").exists():
         finished: dict[str, Any] = json.loads((job.out / "report.json").read_text(encoding="utf-8"))
+        remove_pieces(job.work_folder)  # of a run that was killed between its last two steps
         return finished
     clip, recipe = job.clip, job.recipe
     stages = Stages(Work(job.work_folder, report) if report else Work(job.work_folder), environment(clip))
@@ -241,7 +243,7 @@ def _ranges(job: Job, stages: Stages, folded: Clip, images: ImageSet, ids: Tenso
         [dump_recipe(quantization), job.bank.prompts, job.seed],
         lambda work: calibrate.run(folded, images, ids, job.scheme, recipe.calibrate, work=work),
         save=lambda ranges, path: save_file(ranges.to_tensors(), path),
-        recall=lambda path: Ranges.from_tensors(load_file(path, device=folded.logit_scale.device.type)),
+        recall=lambda path: Ranges.from_tensors(load_file(path, device=str(folded.logit_scale.device))),
     )
 
 
@@ -263,11 +265,10 @@ def _write(job: Job, artifact: Artifact, summary: dict[str, Any], images: ImageS
         "report.json": (json.dumps(summary, indent=1) + "\n").encode(),
         "README.md": package.model_card(summary, artifact.quantization).encode(),
     }
-    write_artifact(artifact, job.work_folder / "artifact", {"stages": summary["stages"]}, extra)
-    shutil.rmtree(job.work_folder, ignore_errors=True)
     if job.keep_images:
-        job.work_folder.mkdir()
-        images.save(job.work_folder / "images.safetensors")
+        images.save(job.work_folder / KEPT_IMAGES)
+    write_artifact(artifact, job.work_folder / "artifact", {"stages": summary["stages"]}, extra)
+    remove_pieces(job.work_folder)
 
 
 def _manifest(job: Job) -> dict[str, Any]:
@@ -277,6 +278,7 @@ def _manifest(job: Job) -> dict[str, Any]:
         "fingerprint": job.clip.fingerprint,
         "seed": job.seed,
         "settings": job.settings,
+        "prompts": {"fitted": dataclasses.asdict(job.bank), "held_out": dataclasses.asdict(job.held_bank)},
         "threads": torch.get_num_threads(),
         "device": job.clip.logit_scale.device.type,
         "versions": {"d4c": d4c.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -285,16 +287,17 @@ def _manifest(job: Job) -> dict[str, Any]:
 
 def environment(clip: Clip) -> list[Any]:
     """What every stage's result depends on beside its settings."""
-    device = clip.logit_scale.device.type
-    return [clip.fingerprint, torch.get_num_threads(), device, torch.__version__, d4c.__version__, FORMAT_VERSION]
+    device, threads = clip.logit_scale.device.type, torch.get_num_threads()
+    return [
+        clip.fingerprint, clip.preprocess, threads, device, torch.__version__, d4c.__version__, FORMAT_VERSION
+    ]  # fmt: skip
 
 
 def _given_images(images: str | None, clip: Clip, recipe: Recipe, seed: int) -> ImageSet | None:
     if images is None:
         return None
     if images in PROCEDURES:
-        valid = images != "noise"
-        return procedural_set(images, recipe.synthesize.images, clip.preprocess, seed, valid=valid)
+        return synthesize.procedural(images, recipe.synthesize.images, clip, seed, valid=images != "noise")
     return load_image_folder(Path(images), clip.preprocess)
 
 
@@ -308,11 +311,16 @@ def default_bank(model: str, recipe: Recipe) -> PromptBank:
 
 def _check_finished(job: Job, fresh: bool) -> None:
     """Refuse to touch what is not ours to continue; with `fresh`, clear what an earlier run left."""
+    check_pieces(job.work_folder)
     if job.out.is_dir() and any(job.out.iterdir()):
-        if not (job.out / "manifest.json").exists():
-            raise UsageError(f"{job.out} exists and is not an artifact; name another place with --out")
-        if not fresh and read_manifest(job.out).get("settings") != job.settings:
+        try:
+            manifest = read_manifest(job.out)
+        except ArtifactError as error:
+            raise UsageError(f"{error}: not an artifact to replace; name another place with --out") from error
+        if not fresh and manifest.get("settings") != job.settings:
             raise UsageError(f"{job.out} was made with other settings; --fresh starts over, --out names another place")
+        if not fresh:
+            read_artifact(job.out)  # a damaged one is not done
     if fresh:
         shutil.rmtree(job.out, ignore_errors=True)
         shutil.rmtree(job.work_folder, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import resource
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from d4c.artifact import Work
@@ -51,18 +53,28 @@ class Stages:
         work = self.work.within(f"{name}-{self.key[:16]}")
         assert work.folder is not None
         path = work.folder / "result.safetensors"
-        if recall is not None and path.exists():
-            result = recall(path)
-        else:
+        result = _recalled(path, recall)
+        if result is None:
             result = compute(work)
             if save is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                save(result, path.with_suffix(".tmp"))
-                path.with_suffix(".tmp").replace(path)
+                temporary = path.with_suffix(f".{os.getpid()}.tmp")
+                save(result, temporary)
+                temporary.replace(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         seconds = round(time.monotonic() - start, 3)
         self.record[name] = {"seconds": seconds, "peak_memory_bytes": peak, "settings": self.key}
         return result
+
+
+def _recalled(path: Path, recall: Callable[[Path], Result] | None) -> Result | None:
+    """A saved result; None where there is none, or a broken one."""
+    if recall is None or not path.exists():
+        return None
+    try:
+        return recall(path)
+    except (OSError, ValueError, SafetensorError):
+        return None
 
 
 def hash_of(*parts: Any) -> str:

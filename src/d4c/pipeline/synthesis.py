@@ -12,7 +12,7 @@ from d4c.artifact.work import Report
 from d4c.errors import UsageError
 from d4c.images import ImageSet, contact_sheet
 from d4c.models import load
-from d4c.pipeline.places import check_writable, resolve_device
+from d4c.pipeline.places import KEPT_IMAGES, check_pieces, check_writable, remove_pieces, resolve_device
 from d4c.pipeline.quantization import default_bank, environment
 from d4c.pipeline.stages import Stages
 from d4c.prompts import read_prompts
@@ -41,7 +41,9 @@ def synthesize_to_folder(
     target = resolve_device(device)
     check_writable(out)
     bank = read_prompts(prompts) if prompts is not None else None
-    if out.exists() and any(out.iterdir()) and not (fresh and (out / "images.safetensors").exists()):
+    check_pieces(out.with_name(out.name + ".work"))
+    ours = out.exists() and {path.name for path in out.iterdir()} <= {KEPT_IMAGES, "contact_sheet.png"}
+    if out.exists() and any(out.iterdir()) and not (fresh and ours):
         raise UsageError(f"{out} exists; --fresh replaces images made earlier, --out names another place")
     clip = load(model, pretrained).to(target)
     bank = bank or default_bank(model, resolved)
@@ -57,9 +59,9 @@ def synthesize_to_folder(
     staging = work.folder / "images"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    images.save(staging / "images.safetensors")
+    images.save(staging / KEPT_IMAGES)
     contact_sheet(images, clip.preprocess).save(staging / "contact_sheet.png")
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
-    shutil.rmtree(work.folder)
+    remove_pieces(work.folder)
     return images

@@ -79,7 +79,7 @@ def is_pair_safe(codes: Tensor) -> bool:
     """Whether no two neighbours of the same sign add up to more than 128 in magnitude; codes as for `clamp_pairs`."""
     rows = codes.reshape(len(codes), -1)
     for pairs in column_pairs(codes.shape):
-        pair = rows[:, pairs].double()  # [out, pair, 2]
+        pair = rows[:, pairs].float()  # [out, pair, 2]
         above, below = pair.clamp(min=0).sum(dim=-1), pair.clamp(max=0).sum(dim=-1)
         if bool((above > MAX_PAIR_SUM).any() or (below < -MAX_PAIR_SUM).any()):
             return False

@@ -149,6 +149,9 @@ class Histogram:
 
     @staticmethod
     def _merge(values: Tensor, num_bins: int) -> tuple[Tensor, Tensor]:
+        device = values.device
+        if device.type == "mps":  # which has no float64
+            values = values.cpu()
         low, high = values.min(), values.max()
         width = ((high - low) / FINE_BINS).clamp(min=torch.finfo(torch.float32).tiny)
         fine = ((values - low) / width).long().clamp_(max=FINE_BINS - 1)  # [value]
@@ -163,7 +166,7 @@ class Histogram:
         count = torch.cat([zero, cumulative])[edges].diff()  # [bin]
         total = torch.cat([zero, sums.cumsum(0)])[edges].diff()  # [bin]
         used = count > 0
-        return (total[used] / count[used]).float(), count[used].float()
+        return (total[used] / count[used]).float().to(device), count[used].float().to(device)
 
 
 def _coarse_to_fine(

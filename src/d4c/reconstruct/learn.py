@@ -27,14 +27,15 @@ class Samples:
     """What a unit is fitted to.
 
     Args:
-        quantized: the unit's input in the quantized stream, [sample, ..]; float: the same in the float stream.
+        quantized: the unit's input in the quantized stream, [sample, ..]; float: the same in the float stream, or None
+            where it is never mixed in.
         target: what the float unit makes of its float input, [sample, ..].
         live: which tokens count, [sample, token], or None where all do.
         extra: further arguments of the unit's forward, the same for all samples.
     """
 
     quantized: Tensor
-    float: Tensor
+    float: Tensor | None
     target: Tensor
     live: Tensor | None
     extra: tuple[Tensor | None, ...] = ()
@@ -44,8 +45,9 @@ class Samples:
 
     def rows(self, index: Tensor | slice) -> Samples:
         """Some of the samples."""
+        plain = None if self.float is None else self.float[index]
         live = None if self.live is None else self.live[index]
-        return Samples(self.quantized[index], self.float[index], self.target[index], live, self.extra)
+        return Samples(self.quantized[index], plain, self.target[index], live, self.extra)
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,10 @@ def _error(y: Tensor, samples: Samples) -> Tensor:
     return squared_error(y, target, channel_dim(y))
 
 
-def _mix(quantized: Tensor, plain: Tensor, keep: float, generator: torch.Generator) -> Tensor:
+def _mix(quantized: Tensor, plain: Tensor | None, keep: float, generator: torch.Generator) -> Tensor:
     if keep >= 1:
         return quantized
+    assert plain is not None
     kept = torch.rand(plain.shape, generator=generator).to(plain.device) < keep
     return torch.where(kept, quantized, plain)
 

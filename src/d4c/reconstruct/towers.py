@@ -91,7 +91,7 @@ def run(
         streams = (inputs.data, inputs.data)
         for part, float_part in zip(tower_parts(quantized, tower), tower_parts(clip, tower), strict=True):
             for unit in units_of(part, quantized, clip, config.unit):
-                samples = _samples(unit, part, float_part, quantized, clip, streams, inputs)
+                samples = _samples(unit, part, float_part, quantized, clip, streams, inputs, config.keep_quantized < 1)
                 progress = _Progress(work, len(reports), total, config.iterations)
                 reports.append(_reconstruct(unit, samples, inputs, quantized, config, tower, seed, progress))
             streams = (
@@ -114,7 +114,7 @@ class _Progress:
 
 def _samples(
     unit: Unit, part: Part, float_part: Part, quantized: QuantizedClip, clip: Clip,
-    streams: tuple[Tensor, Tensor], inputs: Inputs,
+    streams: tuple[Tensor, Tensor], inputs: Inputs, mixed: bool,
 ) -> Samples:  # fmt: skip
     """Run the part on both streams and keep what goes into the unit and what should come out."""
     with captured_inputs(clip, [unit.reference_input_of]) as seen:
@@ -129,7 +129,7 @@ def _samples(
         extra = (None,) if live is None else (clip.text.mask(live.shape[1], noisy.device),)
     with torch.no_grad():
         target = torch.cat([unit.reference(x, *extra) for x in plain.split(32)])
-    return Samples(noisy, plain, target, live if noisy.ndim == 3 else None, extra)
+    return Samples(noisy, plain if mixed else None, target, live if noisy.ndim == 3 else None, extra)
 
 
 def _reconstruct(
@@ -170,9 +170,12 @@ def _reconstruct(
 
 def _tokens(samples: Samples) -> Samples:
     """Let samples fall apart into their live tokens."""
-    parts = [keep_live(x, samples.live) for x in (samples.quantized, samples.float, samples.target)]
-    quantized, plain, target = (x.reshape(-1, x.shape[-1]) for x in parts)
-    return Samples(quantized, plain, target, None)
+
+    def tokens(x: Tensor) -> Tensor:
+        return keep_live(x, samples.live).reshape(-1, x.shape[-1])  # [token, channel]
+
+    plain = None if samples.float is None else tokens(samples.float)
+    return Samples(tokens(samples.quantized), plain, tokens(samples.target), None)
 
 
 def _current(unit: Unit) -> Learned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from d4c.artifact import Work
 from d4c.errors import ImageFileError
@@ -49,7 +51,7 @@ def user_cache() -> Path:
 
 def _cached(clip: Clip, prompts: Sequence[str], config: Synthesize, cache: Path | None, work: Work) -> ImageSet:
     settings = [
-        clip.fingerprint, list(prompts), dataclasses.asdict(config), SEED,
+        clip.fingerprint, dataclasses.asdict(clip.preprocess), list(prompts), dataclasses.asdict(config), SEED,
         torch.get_num_threads(), clip.logit_scale.device.type, torch.__version__,
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
@@ -61,8 +63,9 @@ def _cached(clip: Clip, prompts: Sequence[str], config: Synthesize, cache: Path 
             path.unlink()
     images = run(clip, prompts, config, seed=SEED, work=work.within(f"held-out-{config.steps}"))
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        images.save(temporary)
-        temporary.replace(path)
+        with contextlib.suppress(OSError, SafetensorError):  # a cache that cannot be written is no reason to fail
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            images.save(temporary)
+            temporary.replace(path)
     return images

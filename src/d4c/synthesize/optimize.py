@@ -38,7 +38,7 @@ def run(clip: Clip, prompts: Sequence[str], config: Synthesize, *, seed: int = 0
     """
     work = work or Work()
     if config.method != "d4c":
-        return procedural_set(config.method, config.images, clip.preprocess, seed, valid=config.valid_pixels)
+        return procedural(config.method, config.images, clip, seed, valid=config.valid_pixels)
     device = clip.logit_scale.device
     start = procedural_pixels(
         config.start,
@@ -57,6 +57,11 @@ def run(clip: Clip, prompts: Sequence[str], config: Synthesize, *, seed: int = 0
         raise CalibrationError("synthesis: pixels are not finite; lower synthesize.learning_rate")
     settings = dataclasses.asdict(config)
     return ImageSet(pixels, targets, boxes, tuple(prompts), "d4c", seed, clip.fingerprint, settings)
+
+
+def procedural(method: str, num: int, clip: Clip, seed: int, *, valid: bool) -> ImageSet:
+    """A set that needs no steps; `valid` as in `procedural_pixels`."""
+    return procedural_set(method, num, clip.preprocess, derive_seed(seed, "synthesize", "start"), valid=valid)
 
 
 class Objective:
