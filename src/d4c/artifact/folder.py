@@ -158,13 +158,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = manifest["format_version"]
-        complete = isinstance(manifest["files"], dict) and CONTENT_FILES[0] in manifest["files"]
+        missing = sorted(set(CONTENT_FILES) - set(dict(manifest["files"])))
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder}: not an artifact, there is no {MANIFEST}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder}: {MANIFEST} cannot be read: {error}") from error
-    if version != FORMAT_VERSION or not complete:
+    if version != FORMAT_VERSION:
         raise ArtifactError(f"{folder}: format version {version}; this d4c reads version {FORMAT_VERSION}")
+    if missing:
+        raise ArtifactError(f"{folder}: {MANIFEST} does not tell the SHA-256 of {missing[0]}")
     return manifest
 
 

@@ -50,5 +50,5 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{piece}.safetensors"
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary)
         temporary.replace(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from d4c.errors import ImageFileError, UsageError
 from d4c.images.image_set import ImageSet
@@ -35,6 +35,6 @@ def load_image_folder(folder: Path, preprocess: Preprocess, limit: int | None = 
         try:
             with Image.open(path) as image:
                 pixels.append(preprocess(image))
-        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNGs
             raise ImageFileError(f"{path}: not a picture that can be read: {error}") from error
     return ImageSet.unlabelled(torch.from_numpy(np.stack(pixels)), "folder", files=len(paths))

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from d4c.errors import ModelFileError
 
@@ -66,11 +66,11 @@ class Preprocess:
         if self.resize_mode == "squash":
             return image.resize((self.size, self.size), resampling)
         if self.resize_mode == "longest":
-            ratio = self.size / max(width, height)
-            image = image.resize((round(width * ratio), round(height * ratio)), resampling)
-            canvas = Image.new(image.mode, (self.size, self.size))
-            canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
-            return canvas
+            ratio = max(width, height) / self.size  # multiplying by its inverse rounds some halves the other way
+            image = image.resize((round(width / ratio), round(height / ratio)), resampling)
+            left, top = (self.size - image.width) // 2, (self.size - image.height) // 2
+            border = (left, top, self.size - image.width - left, self.size - image.height - top)
+            return ImageOps.expand(image, border)  # keeps a palette
         if width <= height:
             image = image.resize((self.size, int(self.size * height / width)), resampling)
         else:

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # What one BPE word is (CLIP, arXiv:2103.00020, released code): contractions, letters, single digits, the rest.
-WORD_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+# U+0345, whose upper case is a letter, is none of these where case is ignored: it is dropped, and ends a word.
+WORD_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}" + "\u0345]+"
 NUM_MERGES = 49152 - 256 - 2
 
 
@@ -65,6 +66,10 @@ class Tokenizer:
             words = [self.start_id, *encoding.ids[: self.context_length - 2], self.end_id]
             row[: len(words)] = words
         return ids
+
+    def __deepcopy__(self, _: object) -> Tokenizer:
+        """Nothing changes a tokenizer, so copies of a model share it."""
+        return self
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which Hugging Face's CLIPTokenizer reads too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Clip(nn.Module):
         logit_scale: natural logarithm of the factor on cosines, a scalar.
         logit_bias: SigLIP's bias on logits, or None.
         source: where the weights came from, as a person would write it.
-        fingerprint: SHA-256 of the float weights the model came from (`fingerprint_of`).
+        fingerprint: SHA-256 of the float model it came from (`fingerprint_of`).
     """
 
     logit_scale: Tensor
@@ -121,13 +122,16 @@ def clip_from_state(
         ModelFileError: a parameter is missing, left over, of another shape, or not finite.
     """
     state = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
-    for name in {"logit_scale", "logit_bias"} & set(state):
-        state[name] = state[name].reshape(())  # some files say [1]
+    scalars = ["logit_scale", *({"logit_bias"} & state.keys())]
+    for name in state.keys() & scalars:
+        if state[name].numel() == 1:
+            state[name] = state[name].reshape(())  # some files say [1]
     image, text = build_towers(config)
     expected = {f"image.{k}": v.shape for k, v in image.state_dict().items() if not k.endswith("num_batches_tracked")}
     expected |= {f"text.{k}": v.shape for k, v in text.state_dict().items()}
+    expected |= dict.fromkeys(scalars, torch.Size())
     _check_state(state, expected, source)
-    fingerprint = fingerprint_of(state)
+    fingerprint = fingerprint_of(config, state)
     image.load_state_dict({k: state[f"image.{k}"] for k in _names(image)}, strict=False, assign=True)
     text.load_state_dict({k: state[f"text.{k}"] for k in _names(text)}, assign=True)
     for module in image.modules():
@@ -146,9 +150,9 @@ def clip_from_state(
     )
 
 
-def fingerprint_of(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and float32 bytes, in the order of the names."""
-    digest = hashlib.sha256()
+def fingerprint_of(config: ClipConfig, state: dict[str, Tensor]) -> str:
+    """SHA-256 over the architecture, then names, shapes and float32 bytes in the order of the names."""
+    digest = hashlib.sha256(json.dumps(config.to_dict()).encode())
     for name in sorted(state):
         digest.update(f"{name}{[*state[name].shape]}".encode())
         digest.update(state[name].detach().float().cpu().contiguous().numpy().tobytes())
@@ -165,13 +169,11 @@ def _check_state(state: dict[str, Tensor], expected: dict[str, torch.Size], sour
             raise ModelFileError(f"{source}: parameter {name} is missing")
         if state[name].shape != shape:
             raise ModelFileError(f"{source}: {name} has shape {[*state[name].shape]}, the model needs {[*shape]}")
-    left = sorted(set(state) - set(expected) - {"logit_scale", "logit_bias"})
+    left = sorted(set(state) - set(expected))
     if left:
         raise ModelFileError(
             f"{source}: unexpected parameter {left[0]}" + (f" and {len(left) - 1} more" * (len(left) > 1))
         )
-    if "logit_scale" not in state:
-        raise ModelFileError(f"{source}: parameter logit_scale is missing")
     for name, tensor in state.items():
         if not bool(tensor.isfinite().all()):
             raise ModelFileError(f"{source}: {name} holds values that are not finite")

@@ -17,12 +17,17 @@ from d4c.models.torchvision_schemas import declare_torchvision_schemas
 from d4c.models.weight_files import read_tensors
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-# Options of open_clip's configurations that change the network in ways the canonical towers do not have.
-_REFUSED = {
-    "vision_cfg": ("timm_model_name", "attentional_pool", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads",
-                   "scale_attn_inner", "scale_attn", "scale_fc"),
-    "text_cfg": ("hf_model_name", "embed_cls", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads",
-                 "scale_attn_inner", "scale_attn", "scale_fc", "hf_tokenizer_name", "tokenizer_kwargs"),
+# Options of open_clip's configurations that are translated below, then those that change nothing when it encodes with
+# its own towers. Any other would change the network in a way that the canonical towers do not have.
+_COVERED = {
+    "vision_cfg": ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value",
+                   "no_ln_pre", "final_ln_after_pool", "pool_type", "act_kwargs", "norm_kwargs",
+                   "patch_dropout", "pos_embed_type", "output_tokens", "attn_pooler_queries", "attn_pooler_heads",
+                   "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
+    "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value",
+                 "no_causal_mask", "pool_type", "proj_bias", "proj_type", "act_kwargs", "norm_kwargs",
+                 "final_ln_after_pool", "output_tokens", "pad_id", "eos_id", "tokenizer_mode", "hf_model_pretrained",
+                 "hf_proj_type", "hf_pooler_type"),
 }  # fmt: skip
 
 
@@ -93,19 +98,17 @@ def config_from_open_clip(model_cfg: dict[str, Any], source: str) -> ClipConfig:
     """Translate open_clip's `model_cfg`.
 
     Raises:
-        UnsupportedModelError: an option that the canonical towers do not have, by name.
+        UnsupportedModelError: an option or a size that the canonical towers do not have, by name.
+        ModelFileError: it is no `model_cfg`.
     """
-    if "multimodal_cfg" in model_cfg:
-        raise UnsupportedModelError(f"{source}: CoCa models are not supported (multimodal_cfg)")
-    for section, options in _REFUSED.items():
-        for option in options:
-            if model_cfg[section].get(option):
-                value = model_cfg[section][option]
-                raise UnsupportedModelError(f"{source}: {section} option {option} = {value} is not supported")
-    quick = bool(model_cfg.get("quick_gelu", False))
-    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    image = _image_config(vision, quick, source)
-    return ClipConfig(model_cfg["embed_dim"], image, _text_config(text, quick, source))
+    try:
+        return _config(model_cfg, source)
+    except UnsupportedModelError:
+        raise
+    except ValueError as error:
+        raise UnsupportedModelError(f"{source}: {error}") from error
+    except (KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ModelFileError(f"{source}: not a configuration of open_clip: {type(error).__name__}: {error}") from error
 
 
 def clip_from_open_clip_state(
@@ -124,9 +127,11 @@ def clip_from_open_clip_state(
             raise ModelFileError(f"{source}: parameter {entry.theirs} is missing")
         tensor = left.pop(entry.theirs)
         for name, part in (
-            zip(entry.ours, tensor.chunk(len(entry.ours)), strict=True) if tensor.ndim else [(entry.ours[0], tensor)]
+            zip(entry.ours, tensor.tensor_split(len(entry.ours)), strict=True)
+            if tensor.ndim
+            else [(entry.ours[0], tensor)]
         ):
-            ours[name] = part.T if entry.transposed else part
+            ours[name] = part.T if entry.transposed and part.ndim == 2 else part
     if "logit_bias" in left:
         ours["logit_bias"] = left.pop("logit_bias")
     ignored = ("num_batches_tracked", "attn_mask", "input_resolution", "context_length", "vocab_size")
@@ -142,6 +147,18 @@ def preprocess_from_open_clip(settings: dict[str, Any], size: int) -> Preprocess
     given = {k: settings[k] for k in ("mean", "std", "interpolation", "resize_mode") if settings.get(k) is not None}
     arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return Preprocess(size, **arguments)
+
+
+def _config(model_cfg: dict[str, Any], source: str) -> ClipConfig:
+    if "multimodal_cfg" in model_cfg:
+        raise UnsupportedModelError(f"{source}: CoCa models are not supported (multimodal_cfg)")
+    for section, options in _COVERED.items():
+        for option, value in model_cfg[section].items():
+            if value and option not in options:
+                raise UnsupportedModelError(f"{source}: {section} option {option} = {value} is not supported")
+    quick = bool(model_cfg.get("quick_gelu", False))
+    image = _image_config(model_cfg["vision_cfg"], quick, source)
+    return ClipConfig(model_cfg["embed_dim"], image, _text_config(model_cfg["text_cfg"], quick, source))
 
 
 def _image_config(vision: dict[str, Any], quick: bool, source: str) -> VisionTransformerConfig | ResNetConfig:

@@ -68,12 +68,11 @@ def prompts_beside(name: str) -> Path | None:
 
 
 def _load_registered(name: str, pretrained: str | None) -> Clip:
-    if name in OPENAI_NAMES and pretrained is None:
-        return from_open_clip.load_registered(name.replace("/", "-").replace("@336px", "-336"), "openai")
-    architecture, _, tag = name.partition("__")
-    architecture, pretrained = architecture.replace("/", "-"), pretrained or tag
+    given, _, tag = name.partition("__")
+    architecture = given.replace("/", "-").replace("@336px", "-336")
+    pretrained = pretrained or tag or ("openai" if name in OPENAI_NAMES else "")
     if architecture not in registered_names():
-        raise UnknownNameError("model", name, [*BUNDLED, *OPENAI_NAMES, *registered_names()])
+        raise UnknownNameError("model", given, {*BUNDLED, *OPENAI_NAMES, *registered_names()})
     if not pretrained:
         raise UsageError(f"{name} needs a tag: d4c … {name} --pretrained TAG, or {architecture}__TAG")
     return from_open_clip.load_registered(architecture, pretrained)

@@ -71,7 +71,8 @@ def captured_inputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, li
 
         return keep
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    modules = [model.get_submodule(name) for name in names]  # before any hook: a name may be wrong
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in zip(names, modules, strict=True)]
     try:
         yield seen
     finally:

@@ -23,7 +23,7 @@ def layer_sites(model: nn.Module) -> list[str]:
 
 
 def tensor_sites(model: nn.Module) -> list[str]:
-    """Names of all tensors that can be quantized, in the order of the forward pass."""
+    """Names of all tensors that can be quantized, part by part in the order of the forward pass."""
     return [name for name, module in model.named_modules() if isinstance(module, TensorSite)]
 
 

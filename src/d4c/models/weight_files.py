@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,10 +28,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if _is_torchscript(path):
             return _read_torchscript(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
-        raise ModelFileError(f"{path}: cannot be read as weights: {_first_line(error)}") from error
+    except ModelFileError:
+        raise
     except pickle.UnpicklingError as error:
         raise ModelFileError(f"{path}: refused, its pickle asks for more than tensors") from error
+    except Exception as error:  # a damaged pickle or archive can fail in every way there is
+        raise ModelFileError(f"{path}: cannot be read as weights: {_first_line(error)}") from error
     return _state_dict(loaded, path)
 
 
@@ -58,6 +59,21 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
+# What a pickle calls the storage of each type; torch's own classes warn when asked for their dtype.
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
 class _Module:
     """Stands for every TorchScript class; keeps the attributes that the archive gives it, runs nothing."""
 
@@ -80,19 +96,18 @@ class _TensorUnpickler(pickle.Unpickler):
             return torch._utils._rebuild_tensor_v2
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        if module == "torch" and name.endswith("Storage") and hasattr(torch, name):
-            return getattr(torch, name)
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
         if module == "torch.jit._pickle" and name in ("build_intlist", "build_tensorlist", "build_doublelist"):
             return list
         raise pickle.UnpicklingError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
-        _, storage_type, key, _, _ = pid
+        _, dtype, key, _, _ = pid
         if key not in self.storages:
             data = bytearray(self.archive.read(f"{self.prefix}/data/{key}"))
             self.storages[key] = torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
-        storage, dtype = self.storages[key], storage_type.dtype
-        return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+        return torch.storage.TypedStorage(wrap_storage=self.storages[key], dtype=dtype, _internal=True)
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -45,6 +46,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             text, name = Path(name).read_text(encoding="utf-8"), Path(name).stem
         except OSError as error:
             raise RecipeError(f"{name}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{name}: not UTF-8 text: {error}") from error
     elif name in recipe_names():
         text = resources.files("d4c.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -66,9 +69,9 @@ def parse_recipe(name: str, text: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {name}: rules are written as [[rule]] tables")
     sections = {key: _build(cls, data.pop(key, {}), f"recipe {name} [{key}]") for key, cls in SECTIONS.items()}
     built = tuple(_build(Rule, rule, f"recipe {name} [[rule]]") for rule in rules)
-    unknown = sorted(set(data) - {f.name for f in dataclasses.fields(Recipe)})
+    known = [*(f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "rules")), "rule"]
+    unknown = sorted(set(data) - set(known))
     if unknown:
-        known = [*(f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "rules")), "rule"]
         raise RecipeError(_unknown_key(f"recipe {name}", unknown[0], known))
     recipe: Recipe = _build(Recipe, {**data, "name": name, "rules": built, **sections}, f"recipe {name}")
     return recipe
@@ -93,7 +96,8 @@ def _pairs(part: Any) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(value)  # strings, numbers and booleans are written alike in both
+    # Strings, finite numbers and booleans are written alike in both, but TOML has no surrogate pairs.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -107,7 +111,9 @@ def _override(data: dict[str, Any], override: str) -> None:
         parsed = value.strip()
     if dot and section not in SECTIONS:
         raise RecipeError(_unknown_key(f"--set {override}", section, SECTIONS))
-    (data.setdefault(section, {}) if dot else data)[leaf] = parsed
+    table = data.setdefault(section, {}) if dot else data
+    if isinstance(table, dict):  # else `_build` says what is wrong
+        table[leaf] = parsed
 
 
 def _build(cls: type, values: Any, where: str) -> Any:
@@ -125,16 +131,18 @@ def _build(cls: type, values: Any, where: str) -> Any:
 
 
 def _check_type(value: Any, hint: Any, where: str) -> Any:
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    choices = next((typing.get_args(option) for option in options if typing.get_origin(option) is Literal), None)
+    if choices:
         if value not in choices:
             close = nearest(str(value), choices)
             guess = f"; did you mean '{close}'?" if close else "."
             raise RecipeError(f"{where} cannot be {value!r}{guess} Known: {', '.join(choices)}")
         return value
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in options and type(value) is int:
         return float(value)
+    if type(value) is float and not math.isfinite(value):
+        raise RecipeError(f"{where} needs a finite number, not {value}")
     if any(type(value) is option for option in options) or any(
         typing.get_origin(o) or dataclasses.is_dataclass(o) for o in options
     ):
