@@ -3,7 +3,7 @@
     python benchmarks/calibration_images.py tiny-rn --root DATA --real FOLDER --out runs/tiny-rn [--set k=v]...
 
 Quantizes MODEL with every recipe and every source of images, measures zero-shot accuracy on --dataset below
-DATA, and prints a Markdown table of the losses in points with their paired standard errors. FOLDER is
+DATA, and prints Markdown tables of the losses in points with their paired standard errors. FOLDER is
 `calibration/` of what `training/holdout.py` writes. The synthesized images are made once and serve all recipes.
 OUT/results.jsonl gets a line a run; the same command skips what is there.
 """
@@ -17,12 +17,38 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from d4c import evaluate, pipeline
 from d4c.evaluate import ImageTask, Prediction
 from d4c.images import ImageSet
+from d4c.inputs import Encoder, Preprocess, Tokenizer
 from d4c.recipes import load_recipe
+
+TOWERS = {"both": "both towers quantized", "image": "image tower quantized, text tower float"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTowerOnly:
+    """Images from one encoder, texts from another: what the images of a calibration set can change."""
+
+    quantized: Encoder
+    plain: Encoder
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.quantized.preprocess
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.plain.tokenizer
+
+    def encode_image(self, pixels: np.ndarray) -> np.ndarray:
+        return self.quantized.encode_image(pixels)
+
+    def encode_text(self, ids: np.ndarray) -> np.ndarray:
+        return self.plain.encode_text(ids)
 
 
 def measure(
@@ -37,11 +63,14 @@ def measure(
     if isinstance(images, ImageSet):
         job = dataclasses.replace(job, images=images)
     summary = pipeline.run(job)
-    prediction = evaluate.classify({"quantized": pipeline.open_encoder(str(out))}, task, silent)["quantized"]
+    both = pipeline.open_encoder(str(out))
+    encoders: dict[str, Encoder] = {"both": both, "image": ImageTowerOnly(both, pipeline.open_encoder(model))}
+    predictions = evaluate.classify(encoders, task, silent)
     shutil.rmtree(out)
     return {
-        "float": reference.metrics["acc1"], "acc1": prediction.metrics["acc1"],
-        **evaluate.paired(reference, prediction), "worst": summary["evaluation"]["worst"],
+        "float": reference.metrics["acc1"],
+        **{name: evaluate.paired(reference, prediction) for name, prediction in predictions.items()},
+        "worst": summary["evaluation"]["worst"],
         "reconstruction": summary["reconstruction"]["by_weight_bits"],
         "seconds": {name: stage["seconds"] for name, stage in summary["stages"].items()},
     }  # fmt: skip
@@ -62,13 +91,17 @@ def synthesized(model: str, args: argparse.Namespace) -> ImageSet:
     return ImageSet.load(folder / "images.safetensors")
 
 
-def table(rows: list[dict[str, Any]], recipes: list[str], sources: list[str]) -> str:
-    """Markdown: a line a source, a column a recipe, points lost ± paired standard error."""
+def table(rows: list[dict[str, Any]], towers: str, recipes: list[str], sources: list[str]) -> str:
+    """Markdown: a line a source, a column a recipe, points lost ± paired standard error.
+
+    Args:
+        towers: which were quantized, "both" or "image".
+    """
     lines = [f"| images | {' | '.join(recipes)} |", "|---|" + "---:|" * len(recipes)]
     for source in sources:
         cells = []
         for recipe in recipes:
-            found = [r for r in rows if (r["recipe"], r["images"]) == (recipe, source)]
+            found = [r[towers] for r in rows if (r["recipe"], r["images"]) == (recipe, source)]
             cells.append(
                 f"{100 * found[0]['acc1_difference']:+.1f} ± {100 * found[0]['acc1_standard_error']:.1f}"
                 if found
@@ -113,9 +146,10 @@ def main() -> None:
             rows.append({"recipe": recipe, "images": source, **figures})
             with log.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-            print(recipe, source, f"{rows[-1]['acc1']:.4f}", flush=True)
+            print(recipe, source, *(f"{t}: {100 * figures[t]['acc1_difference']:+.2f}" for t in TOWERS), flush=True)
     print(f"\n{args.model}: float {rows[0]['float']:.2%}, seed {args.seed}, {' '.join(args.overrides) or 'defaults'}\n")
-    print(table(rows, args.recipes, list(sources)))
+    for towers, title in TOWERS.items():
+        print(f"{title}:\n\n{table(rows, towers, args.recipes, list(sources))}\n")
 
 
 if __name__ == "__main__":

@@ -65,12 +65,13 @@ PLANS = {
     ),
     "tiny-rn": Plan(
         ClipConfig(256, ResNetConfig(64, 16, (3, 4, 6, 3), 16), TEXT),
-        image_epochs=26, full_epochs=26, kept_tokens=1.0, learning_rate=2e-3, weight_decay=0.05,
+        image_epochs=40, full_epochs=40, kept_tokens=1.0, learning_rate=2e-3, weight_decay=0.05,
         hard_weight=0.5, text_steps=1500, joint_epochs=1,
     ),
 }  # fmt: skip
 BATCH = 128
 EPOCHS_BETWEEN_VALIDATIONS = 3
+FIRST_AREA, LAST_AREA = 0.35, 0.75  # least share of an image that a crop shows, when training begins and ends
 
 
 class Towers(nn.Module):
@@ -113,14 +114,14 @@ def initialize_mimetic(vit: VisionTransformer) -> None:
             nn.init.zeros_(linear.bias)
 
 
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Random resized crop (area 0.35 to 1), mirror, brightness, contrast and saturation, each image its own draw."""
+def augment(pixels: Tensor, least_area: float, generator: torch.Generator) -> Tensor:
+    """Random resized crop (area up to 1), mirror, brightness, contrast and saturation, each image its own draw."""
     n, device = len(pixels), pixels.device
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(n).uniform_(low, high, generator=generator).to(device)
 
-    area, ratio = uniform(0.35, 1.0), torch.exp(uniform(-0.2, 0.2))
+    area, ratio = uniform(least_area, 1.0), torch.exp(uniform(-0.2, 0.2))
     half_w, half_h = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     theta = pixels.new_zeros(n, 2, 3)
@@ -167,7 +168,7 @@ class Trainer:
         self.towers = Towers(self.plan.clip, self.teacher.shape[1]).to(device)
         if name == "tiny-rn":
             self.towers.image.to(memory_format=torch.channels_last)
-        self.average = AveragedModel(self.towers, multi_avg_fn=get_ema_multi_avg_fn(0.9995), use_buffers=True)
+        self.average = AveragedModel(self.towers, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=True)
         self.stage, self.step, self.seconds, self.saved_at = "image", 0, 0.0, time.time()
         self.restored: dict[str, Any] = {}
         if (self.out / "checkpoint.pt").exists():
@@ -238,14 +239,18 @@ class Trainer:
                 self.step = step + 1
                 self.save(optimizer.state_dict())
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
-        """Augmented pixels, labels and soft labels of one step; the same for the same step, whenever it runs."""
+    def batch(self, step: int, progress: float) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
+        """Augmented pixels, labels and soft labels of one step; the same for the same step, whenever it runs.
+
+        Crops grow with progress, towards the whole images of the evaluation.
+        """
         per_epoch = len(self.images) // BATCH
         epoch, i = divmod(step, per_epoch)
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(epoch))
         rows = order[i * BATCH : (i + 1) * BATCH]
         generator = torch.Generator().manual_seed(1_000_003 + step)
-        pixels = augment(self.normalize(self.images[rows.numpy()]), generator)
+        least_area = FIRST_AREA + (LAST_AREA - FIRST_AREA) * progress
+        pixels = augment(self.normalize(self.images[rows.numpy()]), least_area, generator)
         return pixels, self.labels[rows].to(self.device), self.teacher[rows].to(self.device).float(), generator
 
     def autocast(self) -> torch.autocast:
@@ -270,7 +275,7 @@ class Trainer:
 
         def loss_at(step: int) -> Tensor:
             self.towers.train()
-            pixels, labels, teacher, generator = self.batch(step)
+            pixels, labels, teacher, generator = self.batch(step, step / (plan.image_epochs * per_epoch))
             if isinstance(self.towers.image, VisionTransformer) and step < per_epoch * (
                 plan.image_epochs - plan.full_epochs
             ):
@@ -321,7 +326,7 @@ class Trainer:
 
         def loss_at(step: int) -> Tensor:
             self.towers.train()
-            pixels, labels, teacher, generator = self.batch(10_000_000 + step)
+            pixels, labels, teacher, generator = self.batch(10_000_000 + step, 1.0)
             rows = torch.stack([r[torch.randint(len(r), (), generator=generator)] for r in rows_of])
             text = self.encode(self.towers.text, ids[rows].to(self.device))
             logits = self.towers.logits(self.encode(self.towers.image, pixels), text)
