@@ -159,7 +159,7 @@ def test_context_length_and_padding_survive_saving(saved: Path, tmp_path: Path) 
 
 
 ORDINARY = (
-    "a photo of a cat.", "DON'T stop, it's 42 times!", "Ein schöner Tag im Café", "two  spaces\tand a tab",
+    "a photo of a cat.", "DON'T stop, it's 42 times!", "Ein schöner Tag im Cafe\u0301", "two  spaces\tand a tab",
     "一只猫在桌子上", "кошка", "\N{GRINNING FACE} emoji", "a (very) \"odd\" / one-off: 100% & more; $5",
     "the dogs' bowls, we'll, I'M, they've", "x" * 40,
 )  # fmt: skip
