@@ -379,6 +379,7 @@ def test_preprocessing_is_the_folder_s(vit_state: dict[str, Tensor], tmp_path: P
     given = load(f"local-dir:{write_folder(tmp_path, VIT, vit_state, preprocess_cfg=ours)}").preprocess
     assert dataclasses.asdict(given) == {**ours, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "size": 24}
     plain = load(f"local-dir:{write_folder(tmp_path, VIT, vit_state)}").preprocess
+    assert load(f"local-dir:{write_folder(tmp_path, VIT, vit_state, preprocess_cfg=None)}").preprocess == plain
     assert (plain.size, plain.mean) == (24, open_clip.OPENAI_DATASET_MEAN)
     assert (plain.std, plain.interpolation, plain.resize_mode) == (open_clip.OPENAI_DATASET_STD, "bicubic", "shortest")
     write_folder(tmp_path, VIT, vit_state, preprocess_cfg={"interpolation": "random"})

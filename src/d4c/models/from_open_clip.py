@@ -90,7 +90,7 @@ def load_folder(folder: Path, source: str) -> Clip:
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if weights is None:
         raise ModelFileError(f"{folder}: no weights; expected one of {', '.join(WEIGHT_FILES)}")
-    preprocess = preprocess_from_open_clip(settings.get("preprocess_cfg", {}), config.image.image_size)
+    preprocess = preprocess_from_open_clip(settings.get("preprocess_cfg") or {}, config.image.image_size)
     return clip_from_open_clip_state(config, read_tensors(weights), preprocess, source)
 
 
