@@ -7,6 +7,7 @@ RUNS/captions.npz (`captions.py`). Three stages, because training both towers fr
 features of all classes are still nearly equal:
 
 1. image: the image tower against a table of one learned vector a class, with hard labels and a teacher's soft ones;
+   the text tower's projection makes the table, so that the text tower can reach it;
 2. text: the text tower onto that table, captions only;
 3. joint: both towers against each other at a low learning rate.
 
@@ -86,8 +87,14 @@ class Towers(nn.Module):
             initialize_mimetic(self.image)
         self.text = TextTransformer(config.text, config.embed_dim)
         nn.init.normal_(self.text.token_embedding.weight, std=0.02)
-        self.table = nn.Parameter(torch.randn(num_classes, config.embed_dim))
+        self.class_vectors = nn.Parameter(torch.randn(num_classes, config.text.width))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    @property
+    def table(self) -> Tensor:
+        """The stand-in for text embeddings, [class, embedding]."""
+        table: Tensor = self.text.projection(self.class_vectors)
+        return table
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """[batch, channel] and [class, channel] -> scaled cosines [batch, class]."""
@@ -178,6 +185,19 @@ class Trainer:
             self.stage, self.step, self.seconds = state["stage"], state["step"], state["seconds"]
             self.restored = state["optimizer"]
 
+    def start_from(self, model: str) -> None:
+        """Begin with a trained model's towers; each class's vector is what its text tower makes of the name."""
+        from d4c.models import load  # needs more than a bare machine has
+        from d4c.models.parts import captured_inputs
+
+        clip = load(model)
+        self.towers.image.load_state_dict(clip.image.state_dict())
+        self.towers.text.load_state_dict(clip.text.state_dict())
+        with torch.no_grad(), captured_inputs(self.towers, ["text.projection"]) as seen:
+            self.towers.logit_scale.copy_(clip.logit_scale)
+            self.class_features(self.towers)
+            self.towers.class_vectors.copy_(seen["text.projection"][0])
+
     def run(self) -> None:
         """Do the stages that are not done yet."""
         while self.stage != "done":
@@ -200,7 +220,7 @@ class Trainer:
 
     def write_weights(self) -> None:
         """The averaged towers under canonical names, for `bundle.py`."""
-        state = {k: v.cpu().contiguous() for k, v in self.average.module.state_dict().items() if k != "table"}
+        state = {k: v.cpu().contiguous() for k, v in self.average.module.state_dict().items() if k != "class_vectors"}
         torch.save({"config": self.plan.clip.to_dict(), "state": state}, self.out / "weights.pt")
 
     def optimize(
@@ -286,7 +306,8 @@ class Trainer:
             logits = self.towers.logits(features, self.towers.table)
             return mixed_loss(logits, labels, teacher, plan.hard_weight)
 
-        parameters = [*self.towers.image.parameters(), self.towers.table, self.towers.logit_scale]
+        stand_in = [self.towers.class_vectors, self.towers.text.projection.weight]
+        parameters = [*self.towers.image.parameters(), *stand_in, self.towers.logit_scale]
         self.optimize(
             parameters, loss_at, steps=plan.image_epochs * per_epoch, learning_rate=plan.learning_rate,
             epoch=EPOCHS_BETWEEN_VALIDATIONS * per_epoch, validate=lambda: self.validate(self.average.module.table),
@@ -311,9 +332,10 @@ class Trainer:
             cosine = F.cosine_similarity(self.class_features(self.towers), self.towers.table).mean()
             return {"cosine_to_table": cosine.item(), **self.validate(self.class_features(self.towers), self.towers)}
 
+        parameters = [p for name, p in self.towers.text.named_parameters() if name != "projection.weight"]
         self.optimize(
-            list(self.towers.text.parameters()), loss_at, steps=self.plan.text_steps, learning_rate=1e-3, epoch=500,
-            validate=validate, average=False,
+            parameters, loss_at, steps=self.plan.text_steps, learning_rate=1e-3, epoch=500, validate=validate,
+            average=False,
         )  # fmt: skip
         self.average.module.load_state_dict(self.towers.state_dict())
 
@@ -371,8 +393,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="three times faster where the processor computes in it")
+    parser.add_argument("--start", metavar="MODEL", help="a trained model of the same shape, where RUNS holds none")
     args = parser.parse_args()
-    Trainer(args.model, args.data, args.runs, torch.device(args.device), args.bf16).run()
+    trainer = Trainer(args.model, args.data, args.runs, torch.device(args.device), args.bf16)
+    if args.start and trainer.stage == "image" and trainer.step == 0:
+        trainer.start_from(args.start)
+    trainer.run()
 
 
 if __name__ == "__main__":
