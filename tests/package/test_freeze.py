@@ -368,16 +368,13 @@ def test_degenerate_models_compute_as_integers_too(
     assert bool(model.encode_text(one).isfinite().all())
 
 
-def test_a_dead_channel_keeps_its_bias_to_half_a_step_of_its_input(
-    resnet: Clip, pixels: Tensor, tokens: Tensor
-) -> None:
-    # BatchNorm with γ = 0 folds to a row of zeros and the bias β: the channel is β everywhere, in units of s_a x 1.
+def test_a_row_without_weights_keeps_its_bias_in_20_bits(resnet: Clip, pixels: Tensor, tokens: Tensor) -> None:
+    # BatchNorm with γ = 0 folds to a row of zeros and the bias β: the channel is β everywhere, the code 2^20.
     clip, layer, recipe = fold_batchnorm(resnet), "image.layer2.0.conv2", load_recipe("w8a8")
     clip.get_parameter(f"{layer}.weight").data[1] = 0
     artifact = artifact_of(wrapped(clip, recipe, pixels, tokens), recipe)
     beta = float(clip.get_parameter(f"{layer}.bias")[1])
-    unit = float(artifact.arrays["image.layer2.0.conv1_out.scale"][0])
     found = Seen(thaw(artifact), pixels, tokens).outputs[layer][:, 1].numpy()
-    assert artifact.arrays[f"{layer}.weight_scale"][1] == 1
-    assert found.min() == found.max() == np.float32(artifact.arrays[f"{layer}.bias"][1] * unit)
-    assert abs(found.max() - beta) <= unit / 2 * (1 + 1e-5)
+    assert not weight_codes(artifact, layer)[1].any()
+    assert abs(artifact.arrays[f"{layer}.bias"][1]) == 2**20
+    assert found.min() == found.max() == pytest.approx(beta, rel=1e-6)
