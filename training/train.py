@@ -61,12 +61,12 @@ class Plan:
 PLANS = {
     "tiny": Plan(
         ClipConfig(256, VisionTransformerConfig(64, 8, 128, 12, 4, 512, "quick_gelu"), TEXT),
-        image_epochs=20, full_epochs=2, kept_tokens=0.35, learning_rate=1e-3, weight_decay=0.05,
+        image_epochs=40, full_epochs=4, kept_tokens=0.35, learning_rate=1e-3, weight_decay=0.05,
         hard_weight=0.5, text_steps=1500, joint_epochs=2,
     ),
     "tiny-rn": Plan(
         ClipConfig(256, ResNetConfig(64, 16, (3, 4, 6, 3), 16), TEXT),
-        image_epochs=40, full_epochs=40, kept_tokens=1.0, learning_rate=2e-3, weight_decay=0.05,
+        image_epochs=60, full_epochs=60, kept_tokens=1.0, learning_rate=2e-3, weight_decay=0.05,
         hard_weight=0.5, text_steps=1500, joint_epochs=3,
     ),
 }  # fmt: skip

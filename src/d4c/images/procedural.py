@@ -26,7 +26,7 @@ def one_over_f(num: int, size: int, generator: torch.Generator, slope: float = 1
     Each channel is standardised, and colours are mixed as in natural images.
 
     Returns:
-        [image, 3, size, size], zero mean, about unit variance, not yet in any valid range.
+        [image, 3, size, size], zero mean, a standard deviation of about 0.6 a channel, not yet in any valid range.
     """
     spectrum = torch.fft.rfft2(torch.randn(num, 3, size, size, generator=generator))  # [image, 3, row, column]
     row, column = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None, :]
