@@ -23,7 +23,7 @@ from d4c.artifact.architecture import ClipConfig, VisionTransformerConfig
 from d4c.artifact.open_clip_names import open_clip_model_cfg, to_open_clip
 from d4c.inputs import Preprocess, Tokenizer
 from d4c.models.clip import Clip, clip_from_state
-from d4c.prompts import calibration_texts, load_prompts
+from d4c.prompts import calibration_texts, load_prompts, load_templates
 from data import MEAN, STD, load_classes
 
 TEMPLATE = "a photo of a {c}."
@@ -51,7 +51,7 @@ def kept_texts(data: Path) -> list[str]:
     classes = load_classes(data)
     texts = [name for c in classes for name in (c["name"], *c["synonyms"])]
     for bank in (load_prompts("own"), load_prompts("paper")):
-        texts += [*bank.prompts, *calibration_texts(bank, 10**9, 0)]
+        texts += [*bank.prompts, *calibration_texts(bank, load_templates("generic"), 10**9, 0)]
     for name in ("wds_tiny-imagenet", "wds_cifar10"):
         for file in ("classnames.txt", "zeroshot_classification_templates.txt"):
             texts += (data / name / file).read_text(encoding="utf-8").replace("{c}", "").splitlines()

@@ -12,6 +12,8 @@ def report(model: str = "ViT-B/32", source: str = "d4c") -> dict[str, Any]:
         "size": {"before_bytes": 4_000_000, "after_bytes": 700_000, "ratio": 0.175},
         "coverage": {"parameters": 1000, "by_bits": {"8": 240, "4": 750, "32": 10}},
         "images": {"count": 128, "source": source},
+        "texts": 512,
+        "templates": "cifar10",
         "evaluation": {"worst": {"image_centred_error": 0.25, "text_centred_error": 0.125, "top1": 0.9375}},
     }
 
@@ -46,7 +48,7 @@ def test_the_figures_are_the_reports() -> None:
     body = card()[1]
     assert "| parameters | 75.0% at 4 bits, 24.0% at 8 bits, 1.0% at 32 bits |" in body
     assert "| file | 0.7 MB, 0.175 of the 4.0 MB in float32 |" in body
-    assert "| calibrated with | 128 images: d4c |" in body
+    assert "| calibrated with | 128 images: d4c; 512 texts, templates: cifar10 |" in body
     assert "| image tower, worst centred error | 0.2500 |" in body
     assert "| text tower, centred error | 0.1250 |" in body
     assert "| same best prompt, both towers quantized, worst set | 93.8% |" in body

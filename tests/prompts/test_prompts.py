@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d4c.errors import PromptError
-from d4c.prompts import PromptBank, calibration_texts, load_prompts, read_prompts
+from d4c.prompts import PromptBank, calibration_texts, load_prompts, load_templates, read_prompts
 
 # The paper's names in its order, as the method's page lists them; "_" stands for a space.
 PAPER = """
@@ -170,7 +170,7 @@ def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_calibration_texts_are_the_names_in_templates_of_our_own() -> None:
     bank = PromptBank({"all": ("cat", "dog")}, ("the bank's own {c}",))
-    texts = calibration_texts(bank, 10**6, seed=0)
+    texts = calibration_texts(bank, load_templates("generic"), 10**6, seed=0)
     assert len(set(texts)) == len(texts)
     assert sorted(t.replace("dog", "cat") for t in texts if "dog" in t) == sorted(t for t in texts if "cat" in t)
     assert len(texts) == sum("cat" in t for t in texts) + sum("dog" in t for t in texts)
@@ -179,19 +179,51 @@ def test_calibration_texts_are_the_names_in_templates_of_our_own() -> None:
 
 
 def test_calibration_texts_are_as_many_as_asked_and_none_twice() -> None:
-    texts = calibration_texts(load_prompts("own"), 512, seed=0)
+    texts = calibration_texts(load_prompts("own"), load_templates("generic"), 512, seed=0)
     assert len(set(texts)) == len(texts) == 512
 
 
 def test_calibration_texts_follow_the_seed() -> None:
-    bank = load_prompts("own")
-    assert calibration_texts(bank, 64, seed=5) == calibration_texts(bank, 64, seed=5)
-    assert len(set(calibration_texts(bank, 64, seed=5)) & set(calibration_texts(bank, 64, seed=6))) < 16
+    bank, templates = load_prompts("own"), load_templates("generic")
+    first, again, other = (calibration_texts(bank, templates, 64, seed=seed) for seed in (5, 5, 6))
+    assert first == again
+    assert len(set(first) & set(other)) < 16
 
 
 def test_calibration_texts_have_many_lengths_and_reach_all_over_the_bank() -> None:
     bank = load_prompts("paper")
-    texts = calibration_texts(bank, 512, seed=0)
+    texts = calibration_texts(bank, load_templates("generic"), 512, seed=0)
     assert len({len(text.split()) for text in texts}) >= 8
     # A name misses 512 of 180 x 24 draws with probability about (1 - 512 / 4320)^24 = 0.048.
     assert sum(any(name in text for text in texts) for name in bank.classnames) > 0.9 * 180
+
+
+def test_the_templates_of_evaluation_sets_are_clip_benchmarks() -> None:
+    builder = pytest.importorskip("clip_benchmark.datasets.builder")
+    theirs = json.loads((Path(builder.__file__).parent / "en_zeroshot_classification_templates.json").read_text())
+    for name in ("cifar10", "imagenet1k"):
+        assert list(load_templates(name)) == theirs[name]
+    assert theirs["cifar10"] == theirs["cifar100"]  # which needs no file of its own
+    assert (len(load_templates("cifar10")), len(load_templates("imagenet1k"))) == (18, 80)
+
+
+@pytest.mark.parametrize("content", [{"templates": ["my {c}", "your {c}"]}, ["my {c}", "your {c}"]])
+def test_templates_come_from_a_file(content: object, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    assert load_templates(str(path)) == ("my {c}", "your {c}")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '["no place"]', "7", '{"templates": "a {c}"}'])
+def test_broken_templates_are_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    with pytest.raises(PromptError, match=r"mine\.json"):
+        load_templates(str(path))
+
+
+def test_names_without_another_banks() -> None:
+    bank, other = PromptBank({"all": ("cat", "dog", "cow")}, ("{c}",)), PromptBank({"all": ("dog",)}, ("a {c}",))
+    assert bank.without(other).classnames == ("cat", "cow")
+    assert bank.without(other).templates == ("{c}",)
+    assert other.without(bank).classnames == ("dog",)

@@ -12,7 +12,7 @@ from d4c.models import Clip
 from d4c.recipes import Synthesize
 from d4c.recipes.seeds import derive_seed
 from d4c.synthesize import optimize
-from d4c.synthesize.optimize import Objective
+from d4c.synthesize.loss import SynthesisLoss
 from d4c.synthesize.views import sample_boxes
 
 PROMPTS = [f"a photo of a {name}." for name in ("cat", "dog", "tree", "car", "spoon", "house", "shoe")]
@@ -25,10 +25,10 @@ class Crash(BaseException):
     """Like a kill: nothing catches it."""
 
 
-def objective_of(clip: Clip, config: Synthesize, seed: int = 0) -> Objective:
+def objective_of(clip: Clip, config: Synthesize, seed: int = 0) -> SynthesisLoss:
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(len(PROMPTS), (config.images,), generator=generator)
-    return Objective(clip, PROMPTS, targets, sample_boxes(config.images, 32, generator), config, seed)
+    return SynthesisLoss(clip, PROMPTS, targets, sample_boxes(config.images, 32, generator), config, seed)
 
 
 @pytest.mark.parametrize(("structural_contrast", "perturbation"), SWITCHES)
@@ -54,7 +54,7 @@ def test_synthesis_lowers_its_objective(
     start = synthesize.run(clip, PROMPTS, dataclasses.replace(config, steps=0), seed=1)
     assert torch.equal(end.prompt_index, start.prompt_index)
     assert torch.equal(end.boxes, start.boxes)
-    objective = Objective(clip, PROMPTS, end.prompt_index, end.boxes, config, 99)
+    objective = SynthesisLoss(clip, PROMPTS, end.prompt_index, end.boxes, config, 99)
     with torch.no_grad():  # draws that the run has not seen
         before, after = (
             torch.stack([objective(x.pixels[:4], slice(0, 4), step) for step in range(10)]).mean() for x in (start, end)

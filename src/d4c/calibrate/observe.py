@@ -11,7 +11,7 @@ from d4c.artifact.work import Work
 from d4c.errors import CalibrationError
 from d4c.images import ImageSet
 from d4c.models import Clip
-from d4c.models.parts import TowerName, captured_inputs, keep_live, live_tokens, run_in_batches, tower_parts
+from d4c.models.parts import TowerName, captured_inputs, keep_live, padded_or_live, run_in_batches, tower_parts
 from d4c.models.quantized import sites_of
 from d4c.quantizers.grids import AffineGrid, IntegerGrid, PerChannel, PerToken, TensorFormat, place_grid
 from d4c.quantizers.pair_safe import pair_safe_span
@@ -31,9 +31,9 @@ def run(
 ) -> Ranges:
     """Find the grid of every tensor that the scheme names.
 
-    Activations are seen on the float model, text tokens only as far as they reach the embedding. The pixels' range is
-    that between black and white, which no picture leaves. Weights of 8 bits cover every value (pair-safe ones their
-    neighbours' sums too), fewer bits are searched.
+    Activations are seen on the float model, text tokens only as far as they reach the embedding unless padding counts.
+    The pixels' range is that between black and white, which no picture leaves. Weights of 8 bits cover every value
+    (pair-safe ones their neighbours' sums too), fewer bits are searched, unless the recipe says otherwise.
 
     Args:
         clip: float, BatchNorm folded; it is not changed.
@@ -44,9 +44,10 @@ def run(
     """
     work = work or Work()
     device = clip.logit_scale.device
-    tensors, inputs = _observe_tower(clip, "image", images.pixels.to(device), None, scheme, config, work)
-    ids = clip.text.trim(ids.to(device))
-    text_tensors, text_inputs = _observe_tower(clip, "text", ids, live_tokens(clip, ids), scheme, config, work)
+    num = config.samples or None
+    tensors, inputs = _observe_tower(clip, "image", images.pixels[:num].to(device), None, scheme, config, work)
+    ids, live = padded_or_live(clip, ids[:num].to(device), padding=config.padding)
+    text_tensors, text_inputs = _observe_tower(clip, "text", ids, live, scheme, config, work)
     tensors, inputs = tensors | text_tensors, inputs | text_inputs
     weights = {}
     reads = sites_of(clip).inputs
@@ -102,7 +103,9 @@ def _weight_grid(weight: Tensor, weight_format: TensorFormat, config: Calibrate)
     if weight_format.pair_safe:
         span = pair_safe_span(weight.detach())[:, None]  # [out, 1]
         affine = place_grid(-span, span, grid)
-    elif grid.num_bits >= 8 or config.range == "minmax":
+    elif config.weight_range == "minmax" or (
+        config.weight_range == "auto" and (grid.num_bits >= 8 or config.range == "minmax")
+    ):
         affine = minmax_range(rows, grid)
     else:
         affine = lp_range_brute_force(rows, grid) if grid.symmetric else lp_range(rows, grid)

@@ -11,7 +11,7 @@ Model = Annotated[
     str, typer.Argument(help="tiny, tiny-rn, ViT-B/32, NAME__TAG, local-dir:FOLDER, FILE.pt, FILE.safetensors")
 ]
 Pretrained = Annotated[str | None, typer.Option(help="open_clip's tag of the model.")]
-RecipeName = Annotated[str, typer.Option(help="A name of `d4c recipes`, or a TOML file.")]
+RecipeName = Annotated[str, typer.Option(help="A name of `d4c recipes`, a TOML file, or a YAML file of the paper.")]
 Prompts = Annotated[Path | None, typer.Option(help="JSON file with classnames (or groups) and templates.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; equal content needs equal threads.")]

@@ -50,6 +50,7 @@ def print_summary(report: Mapping[str, Any], folder: Path) -> None:
         rows.append([f"layers at {bits} bits ({about['units']} units)", text])
     for stage, about in report["stages"].items():
         rows.append([f"{stage}: time", f"{about['seconds']:.1f} s"])
+    rows.append(["calibration texts", f"{report['texts']}, templates: {report['templates']}"])
     rows.append(["artifact", str(folder)])
     rows.append(["calibration images", str(folder / "contact_sheet.png")])
     print_table(f"{report['model']}, recipe {report['recipe']} (worst of: {', '.join(sets)})", ["", "value"], rows)

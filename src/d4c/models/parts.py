@@ -61,13 +61,19 @@ def run_in_batches(part: Part, stream: Tensor, inputs: Tensor, batch: int = 32) 
 
 
 @contextmanager
-def captured_inputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect what goes into the named modules, call by call, for the length of a `with`."""
+def captured_inputs(
+    model: nn.Module, names: list[str], *, with_graph: bool = False
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect what goes into the named modules, call by call, for the length of a `with`.
+
+    Args:
+        with_graph: keep what gradients need.
+    """
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[name].append(args[0].detach())
+            seen[name].append(args[0] if with_graph else args[0].detach())
 
         return keep
 
@@ -78,6 +84,21 @@ def captured_inputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, li
     finally:
         for handle in handles:
             handle.remove()
+
+
+def padded_or_live(clip: Clip, ids: Tensor, *, padding: bool) -> tuple[Tensor, Tensor | None]:
+    """Texts as the text tower's parts take them, and which of their tokens count.
+
+    Args:
+        ids: [text, token]; padding: whether every token counts, padding after the end of text too.
+
+    Returns:
+        ids, trimmed where padding does not count, and [text, token] of bool, or None where all count.
+    """
+    if padding:
+        return ids, None
+    ids = clip.text.trim(ids)
+    return ids, live_tokens(clip, ids)
 
 
 def live_tokens(clip: Clip, ids: Tensor) -> Tensor:

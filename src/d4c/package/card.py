@@ -16,7 +16,7 @@ RUNS_AS = {
 def model_card(report: Mapping[str, Any], quantization: Mapping[str, Any]) -> str:
     """README.md of an artifact: front matter that Hugging Face reads, and the figures of `report`."""
     size, worst = report["size"], report["evaluation"]["worst"]
-    images = report["images"]
+    images, templates = report["images"], report["templates"]
     tags = ["clip", "quantized", *(["data-free"] if images["source"] != "folder" else [])]
     bits = ", ".join(
         f"{count / report['coverage']['parameters']:.1%} at {bits} bits"
@@ -38,7 +38,7 @@ tags: [{", ".join(tags)}]
 |---|---|
 | parameters | {bits} |
 | file | {size["after_bytes"] / 1e6:.1f} MB, {size["ratio"]:.3f} of the {size["before_bytes"] / 1e6:.1f} MB in float32 |
-| calibrated with | {images["count"]} images: {images["source"]} |
+| calibrated with | {images["count"]} images: {images["source"]}; {report["texts"]} texts, templates: {templates} |
 | image tower, worst centred error | {worst["image_centred_error"]:.4f} |
 | text tower, centred error | {worst["text_centred_error"]:.4f} |
 | same best prompt, both towers quantized, worst set | {worst["top1"]:.1%} |

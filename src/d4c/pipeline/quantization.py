@@ -31,7 +31,7 @@ from d4c.models.folding import fold_batchnorm
 from d4c.models.load import prompts_beside
 from d4c.pipeline.places import KEPT_IMAGES, check_pieces, check_writable, remove_pieces, resolve_device
 from d4c.pipeline.stages import Stages, hash_of, tensor_hash
-from d4c.prompts import PromptBank, calibration_texts, load_prompts, read_prompts
+from d4c.prompts import PromptBank, calibration_texts, load_prompts, load_templates, read_prompts
 from d4c.quantizers.ranges import Ranges
 from d4c.quantizers.scheme import Scheme, resolve_scheme
 from d4c.recipes import Recipe, Reconstruct, Synthesize, dump_recipe, load_recipe
@@ -45,7 +45,8 @@ class Job:
     """One quantization, everything looked up and checked before any work.
 
     Args:
-        clip: the float model on its device; bank: what images are drawn towards; held_bank: names kept out of it.
+        clip: the float model on its device; bank: what images are drawn towards; held_bank: names that judge.
+        templates: what the texts of calibration put the bank's names in.
         images: pictures of the user's own, or None where they are to be made.
         settings: hash of all that the user decided: model, recipe, prompts, images, seed.
     """
@@ -55,6 +56,7 @@ class Job:
     scheme: Scheme
     bank: PromptBank
     held_bank: PromptBank
+    templates: tuple[str, ...]
     images: ImageSet | None
     out: Path
     seed: int
@@ -151,17 +153,21 @@ def prepare(
     bank = read_prompts(Path(prompts)) if prompts is not None else None
     clip = load(model, pretrained).to(target)
     scheme = resolve_scheme(resolved, sites_of(clip))
+    if images is None:
+        synthesize.check_objectives(clip, resolved.synthesize)
     given = _given_images(images, clip, resolved, seed)
-    bank, held_bank = (bank or default_bank(model, resolved)).split()
+    bank, held_bank = split_bank(bank or default_bank(model, resolved), resolved)
+    templates = load_templates(resolved.calibrate.templates)
     settings = hash_of(
         clip.fingerprint,
         clip.preprocess,
         dump_recipe(resolved),
         seed,
         bank.prompts,
+        templates,
         None if given is None else tensor_hash(given.pixels),
     )
-    job = Job(clip, resolved, scheme, bank, held_bank, given, folder, seed, keep_images, settings)
+    job = Job(clip, resolved, scheme, bank, held_bank, templates, given, folder, seed, keep_images, settings)
     _check_finished(job, fresh)
     return job
 
@@ -182,9 +188,9 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     held = stages.run("held-out", [job.held_bank.prompts], lambda work: synthesize.held_out_sets(
         clip, job.held_bank.prompts, synthesize.user_cache(), work
     ))  # fmt: skip
-    ids = _tokens(clip, job.bank, recipe.calibrate.texts, derive_seed(job.seed, "calibrate", "texts"))
+    ids = calibration_tokens(job)
     held_ids = held_out_tokens(clip, job.held_bank)
-    folded = fold_batchnorm(clip)
+    folded = fold_batchnorm(clip) if recipe.fold_batchnorm else clip
     if recipe.calibrate.layernorm_fold:
         folded = calibrate.balance_layernorms(folded, images, ids, recipe.calibrate.layernorm_fold)
     ranges = _ranges(job, stages, folded, images, ids)
@@ -192,7 +198,8 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     units: list[reconstruct.UnitReport] = []
     if recipe.reconstruct.method == "adaround":
         quantized, units = stages.run("reconstruct", [recipe.reconstruct, job.seed], lambda work: reconstruct.run(
-            folded, quantized, images, ids, held["synthetic"], held_ids, recipe.reconstruct, seed=job.seed, work=work
+            folded, quantized, images, ids, held["synthetic"], held_ids, recipe.reconstruct,
+            seed=job.seed, padding=recipe.calibrate.padding, work=work,
         ))  # fmt: skip
     arrays, config = package.freeze(quantized, recipe)
     num_parameters = sum(t.numel() for t in clip.state_dict().values() if t.is_floating_point())
@@ -212,6 +219,7 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
         "runs_as": recipe.runs_as,
         "images": {"source": images.source, "count": len(images)},
         "texts": len(ids),
+        "templates": recipe.calibrate.templates,
         "size": size | {"ratio": size["after_bytes"] / size["before_bytes"]},
         "coverage": artifact.coverage(),
         "evaluation": evaluation,
@@ -240,20 +248,24 @@ def _ranges(job: Job, stages: Stages, folded: Clip, images: ImageSet, ids: Tenso
     quantization = dataclasses.replace(recipe, synthesize=Synthesize(), reconstruct=Reconstruct())
     return stages.run(
         "calibrate",
-        [dump_recipe(quantization), job.bank.prompts, job.seed],
+        [dump_recipe(quantization), job.bank.prompts, job.templates, job.seed],
         lambda work: calibrate.run(folded, images, ids, job.scheme, recipe.calibrate, work=work),
         save=lambda ranges, path: save_file(ranges.to_tensors(), path),
         recall=lambda path: Ranges.from_tensors(load_file(path, device=str(folded.logit_scale.device))),
     )
 
 
+def calibration_tokens(job: Job) -> Tensor:
+    """The texts that the text tower is calibrated with, [text, token]."""
+    seed = derive_seed(job.seed, "calibrate", "texts")
+    texts = calibration_texts(job.bank, job.templates, job.recipe.calibrate.texts, seed)
+    return torch.from_numpy(job.clip.tokenizer(texts))
+
+
 def held_out_tokens(clip: Clip, held_bank: PromptBank) -> Tensor:
-    """The texts that judge, [text, token]; the same whatever the seed."""
-    return _tokens(clip, held_bank, HELD_TEXTS, 0)
-
-
-def _tokens(clip: Clip, bank: PromptBank, num: int, seed: int) -> Tensor:
-    return torch.from_numpy(clip.tokenizer(calibration_texts(bank, num, seed)))
+    """The texts that judge, [text, token]; the same whatever the seed and the recipe."""
+    texts = calibration_texts(held_bank, load_templates("generic"), HELD_TEXTS, 0)
+    return torch.from_numpy(clip.tokenizer(texts))
 
 
 def _write(job: Job, artifact: Artifact, summary: dict[str, Any], images: ImageSet) -> None:
@@ -299,6 +311,13 @@ def _given_images(images: str | None, clip: Clip, recipe: Recipe, seed: int) -> 
     if images in PROCEDURES:
         return synthesize.procedural(images, recipe.synthesize.images, clip, seed, valid=images != "noise")
     return load_image_folder(Path(images), clip.preprocess)
+
+
+def split_bank(bank: PromptBank, recipe: Recipe) -> tuple[PromptBank, PromptBank]:
+    """What images are drawn towards, and names for judging that are not in it."""
+    if recipe.synthesize.hold_out:
+        return bank.split()
+    return bank, load_prompts("own").without(bank)
 
 
 def default_bank(model: str, recipe: Recipe) -> PromptBank:

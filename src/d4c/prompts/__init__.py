@@ -12,7 +12,7 @@ from typing import Any
 
 from d4c.errors import PromptError
 
-__all__ = ["PromptBank", "calibration_texts", "load_prompts", "read_prompts"]
+__all__ = ["PromptBank", "calibration_texts", "load_prompts", "load_templates", "read_prompts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ class PromptBank:
         rest = tuple(name for name in names if name not in held)
         return PromptBank({"fitted": rest}, self.templates), PromptBank({"held out": held}, self.templates)
 
+    def without(self, other: PromptBank) -> PromptBank:
+        """The names that another bank lacks; all of them where it has them all."""
+        rest = tuple(name for name in self.classnames if name not in other.classnames)
+        return PromptBank({"held out": rest}, self.templates) if rest else self
+
 
 def load_prompts(name: str) -> PromptBank:
     """A shipped bank: "own" or "paper"."""
@@ -67,13 +72,7 @@ def read_prompts(path: Path) -> PromptBank:
     Raises:
         PromptError: the file cannot be read, or holds something else.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise PromptError(f"{path}: not JSON: {error}") from error
-    return parse_prompts(data, str(path))
+    return parse_prompts(_read_json(path), str(path))
 
 
 def parse_prompts(data: Any, source: str) -> PromptBank:
@@ -90,12 +89,42 @@ def parse_prompts(data: Any, source: str) -> PromptBank:
         raise PromptError(f"{source}: {error}") from error
 
 
-def calibration_texts(bank: PromptBank, num: int, seed: int) -> tuple[str, ...]:
-    """`num` of the bank's names in our own fixed templates, drawn without repetition; all if there are fewer."""
-    file = resources.files("d4c.prompts").joinpath("generic_templates.json")
-    templates: Sequence[str] = json.loads(file.read_text("utf-8"))["templates"]
+def load_templates(name: str) -> tuple[str, ...]:
+    """Templates for calibration texts.
+
+    Args:
+        name: "generic" (our own), "cifar10" or "imagenet1k" (those CLIP is evaluated with on these sets, as
+            CLIP_benchmark has them), or a path to a JSON file with a list of `templates`.
+
+    Raises:
+        PromptError: the file cannot be read, or a template lacks `{c}`.
+    """
+    if not name.endswith(".json"):
+        text = resources.files("d4c.prompts").joinpath(f"templates_{name}.json").read_text("utf-8")
+        return tuple(json.loads(text)["templates"])
+    data = _read_json(Path(name))
+    templates = data.get("templates") if isinstance(data, dict) else data
+    if not _are_texts(templates) or not templates:
+        raise PromptError(f"{name}: write a list of templates, or an object with one")
+    for template in templates:
+        if "{c}" not in template:
+            raise PromptError(f"{name}: template without {{c}}: '{template}'")
+    return tuple(templates)
+
+
+def calibration_texts(bank: PromptBank, templates: Sequence[str], num: int, seed: int) -> tuple[str, ...]:
+    """`num` of the bank's names in the given templates, drawn without repetition; all if there are fewer."""
     texts = [template.replace("{c}", name) for name in bank.classnames for template in templates]
     return tuple(random.Random(seed).sample(texts, min(num, len(texts))))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise PromptError(f"{path}: not JSON: {error}") from error
 
 
 def _are_texts(values: Any) -> bool:

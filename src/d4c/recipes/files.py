@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d4c.errors import RecipeError, UnknownNameError, nearest
+from d4c.recipes.paper_yaml import recipe_from_yaml
 from d4c.recipes.recipe import Calibrate, Recipe, Reconstruct, Rule, Synthesize
 
 SECTIONS: dict[str, type] = {"synthesize": Synthesize, "calibrate": Calibrate, "reconstruct": Reconstruct}
@@ -35,12 +36,16 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a shipped recipe by name, or a file by path, and change single keys.
 
     Args:
+        name: of `recipe_names()`, or a path to a TOML file, or to one of the paper's YAML files.
         overrides: `section.key=value` or `key=value`, values as in TOML; text needs no quotes.
 
     Raises:
         UnknownNameError: no such recipe.
         RecipeError: a file or an override that cannot be read, an unknown key, or a setting that is not possible.
     """
+    if name.endswith((".yaml", ".yml")):
+        recipe = recipe_from_yaml(name, load_recipe("paper-w4a8"))
+        return parse_recipe(recipe.name, dump_recipe(recipe), overrides)
     if name.endswith(".toml"):
         try:
             text, name = Path(name).read_text(encoding="utf-8"), Path(name).stem

@@ -12,6 +12,7 @@ FLOAT_BITS = 32
 PAPER_ITERATIONS, PAPER_LEARNING_RATE, MAX_LEARNING_RATE = 20_000, 1e-3, 2e-2
 
 ImageMethod = Literal["d4c", "noise", "one_over_f", "dead_leaves"]
+TEMPLATE_SETS = ("generic", "cifar10", "imagenet1k")  # shipped with `d4c.prompts`
 Start = Literal["noise", "one_over_f", "dead_leaves"]
 
 
@@ -20,17 +21,28 @@ class Synthesize:
     """How calibration images are made.
 
     Args:
-        method: "d4c" optimises them with the model; the others are procedural and take no steps.
+        method: "d4c" optimises them with the model, by the weighted sum of the objectives below; the others are
+            procedural and take no steps. `recipes.methods` names the combinations of the literature.
         images: how many; batch: how many share one softmax (and, with `momentum_drift`, one sweep).
-        steps: optimiser steps of each image.
-        learning_rate: of Adam, in normalised pixels a step; schedule: its course.
+        steps: optimiser steps of each image, over all rounds.
+        learning_rate: of Adam, in normalised pixels a step; schedule: its course in a round; rounds: how often
+            optimiser and schedule start anew; warm_up: share of a round in which the rate rises to its full height.
+        beta1, beta2: of Adam.
         start: what the pixels of "d4c" start from.
-        temperature: τ of the contrast between image and prompts.
+        prompt_contrast: weight of the contrast between images and prompts (PGSI); temperature: its τ.
         structural_contrast: crop against background (SCG); perturbation: flips, shifts, colour, blur, erasing (PAE).
-        total_variation: weight of the smoothness term.
+        batchnorm_statistics: weight of the distance to the BatchNorms' running statistics (BNS; ResNets only).
+        patch_similarity: weight of the entropy of similarities between patches (ViTs only); patch_similarity_of: what
+            attention averages before they are compared, its "inputs" as D4C's authors have it, or its "values" as
+            PSAQ-ViT has it.
+        total_variation: weight of the smoothness term; variation_distance: weight of PSAQ-ViT's distance between
+            smoothness and a random target.
+        jitter: largest roll along both axes, as a share of the side; the batch is mirrored half of the time too.
         valid_pixels: clamp to what a picture can hold after every step.
         momentum_drift: one optimiser over all images, as the authors have it (Q1 of the method's doubtful points).
         prompts: "model" takes the model's own bank where it has one, "own" and "paper" name shipped banks.
+        hold_out: keep every eighth name of the bank for judging; else all attract images, and names of our own bank
+            that are not among them judge.
     """
 
     method: ImageMethod = "d4c"
@@ -39,18 +51,48 @@ class Synthesize:
     batch: int = 16
     learning_rate: float = 0.05
     schedule: Literal["constant", "cosine"] = "cosine"
+    rounds: int = 1
+    warm_up: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
     start: Start = "one_over_f"
+    prompt_contrast: float = 1.0
     temperature: float = 0.1
     structural_contrast: bool = True
     perturbation: bool = True
+    batchnorm_statistics: float = 0.0
+    patch_similarity: float = 0.0
+    patch_similarity_of: Literal["inputs", "values"] = "inputs"
     total_variation: float = 0.1
+    variation_distance: float = 0.0
+    jitter: float = 0.0
     valid_pixels: bool = True
     momentum_drift: bool = False
     prompts: Literal["model", "own", "paper"] = "model"
+    hold_out: bool = True
 
     def __post_init__(self) -> None:
         _need(self.images >= 1 and self.batch >= 1 and self.steps >= 0, "synthesize", "images, batch >= 1, steps >= 0")
         _need(self.learning_rate > 0 and self.temperature > 0, "synthesize", "learning_rate and temperature > 0")
+        _need(
+            min(self.beta1, self.beta2) >= 0 and max(self.beta1, self.beta2) < 1 and 0 <= self.warm_up < 1,
+            "synthesize",
+            "beta1, beta2 and warm_up from 0 to below 1",
+        )
+        weights = (self.prompt_contrast, self.batchnorm_statistics, self.patch_similarity, self.total_variation,
+                   self.variation_distance)  # fmt: skip
+        _need(min(weights) >= 0 and max(weights) > 0, "synthesize", "weights of objectives >= 0, and one above 0")
+        _need(
+            self.prompt_contrast > 0 or not self.structural_contrast,
+            "synthesize",
+            "prompt_contrast > 0 where structural_contrast is set: both are one softmax",
+        )
+        _need(0 <= self.jitter <= 1, "synthesize", "jitter from 0 to 1")
+        _need(
+            self.rounds >= 1 and (self.rounds == 1 or not self.momentum_drift),
+            "synthesize",
+            "rounds >= 1, and 1 with momentum_drift",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +100,30 @@ class Calibrate:
     """How ranges are found.
 
     Args:
-        texts: how many prompts calibrate the text tower; templates: "generic" takes our own fixed ones.
-        range: "lp" searches the least L_2.4 error, "minmax" covers every value.
+        texts: how many prompts calibrate the text tower; templates: "generic" takes our own fixed ones, "cifar10" and
+            "imagenet1k" those that CLIP is usually evaluated with on these sets, and a path ending in .json a file.
+        samples: how many of the images, and of the texts, ranges are found on; 0 takes all.
+        padding: whether what follows the end of a text counts too, as it does for the paper's authors (Q21).
+        range: of activations, "lp" searches the least L_2.4 error, "minmax" covers every value.
+        weight_range: the same of weights; "auto" searches below 8 bits.
         layernorm_fold: exponent of the per-channel range that is moved from a LayerNorm into its readers; 0 moves none.
     """
 
     texts: int = 512
-    templates: Literal["generic"] = "generic"
+    templates: str = "generic"
+    samples: int = 0
+    padding: bool = False
     range: Literal["lp", "minmax"] = "lp"
+    weight_range: Literal["auto", "lp", "minmax"] = "auto"
     layernorm_fold: float = 0.0
 
     def __post_init__(self) -> None:
-        _need(self.texts >= 1, "calibrate", "texts >= 1")
+        _need(self.texts >= 1 and self.samples >= 0, "calibrate", "texts >= 1, samples >= 0")
+        _need(
+            self.templates in TEMPLATE_SETS or self.templates.endswith(".json"),
+            "calibrate",
+            f"templates to be one of {', '.join(TEMPLATE_SETS)}, or a .json file; got '{self.templates}'",
+        )
         _need(0 <= self.layernorm_fold <= 1, "calibrate", "layernorm_fold from 0 to 1")
 
 
@@ -85,6 +139,9 @@ class Reconstruct:
             without it; beta_start, beta_end: its exponent's course.
         image_scale_learning_rate, text_scale_learning_rate: of the activation scales.
         keep_quantized: probability that an input value is the quantized one (QDrop; 1 turns dropping off).
+        error: "channels" sums a unit's squared error over channels, token by token; "dim1" takes whole samples and sums
+            over their dimension 1, which in linears is tokens, as the paper's authors do (Q20).
+        gate: give up a learned rounding that is worse than round-to-nearest on held-out samples.
     """
 
     method: Literal["none", "adaround"] = "adaround"
@@ -98,6 +155,8 @@ class Reconstruct:
     image_scale_learning_rate: float = 4e-5
     text_scale_learning_rate: float = 4e-6
     keep_quantized: float = 1.0
+    error: Literal["channels", "dim1"] = "channels"
+    gate: bool = True
 
     def __post_init__(self) -> None:
         _need(self.iterations >= 1 and self.batch >= 1, "reconstruct", "iterations and batch >= 1")
@@ -149,6 +208,7 @@ class Recipe:
         deployable: whether integer kernels compute exactly what the simulation does; what they cannot do is refused.
         placement: "tensors" quantizes each tensor once for all its readers, "inputs" each layer's input by itself.
         attention: the factors of attention's two products: "float", "int8", or by the "rules".
+        fold_batchnorm: absorb BatchNorms into the convolutions before them; else they stay float behind them.
         weight_symmetric, activation_symmetric: grids with zero point 0, or with a free one.
     """
 
@@ -156,6 +216,7 @@ class Recipe:
     deployable: bool = False
     placement: Literal["tensors", "inputs"] = "tensors"
     attention: Literal["float", "int8", "rules"] = "float"
+    fold_batchnorm: bool = True
     weight_symmetric: bool = True
     activation_symmetric: bool = False
     synthesize: Synthesize = field(default_factory=Synthesize)
@@ -171,6 +232,7 @@ class Recipe:
         reasons = {
             "placement = 'inputs'": self.placement != "tensors" and "a tensor has one scale for all its readers",
             "attention = 'rules'": self.attention == "rules" and "the products of attention are float or 8 bits",
+            "fold_batchnorm = false": not self.fold_batchnorm and "an integer convolution requantizes what it puts out",
             "weight_symmetric = false": not self.weight_symmetric and "kernels are fast for zero point 0 only",
             "activation_symmetric = true": self.activation_symmetric and "runtimes rewrite signed activations",
         }

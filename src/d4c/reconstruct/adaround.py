@@ -55,6 +55,6 @@ def beta_at(step: int, iterations: int, warm_up: float, start: float, end: float
     return start + (end - start) * (step - first) / (iterations - first)
 
 
-def squared_error(y: Tensor, target: Tensor, channel_dim: int) -> Tensor:
-    """Mean over everything but channels of the sum over channels of (y - target)^2; a scalar."""
-    return (y - target).square().sum(dim=channel_dim).mean()
+def squared_error(y: Tensor, target: Tensor, dim: int) -> Tensor:
+    """Mean over everything but one dimension of the sum over it of (y - target)^2; a scalar."""
+    return (y - target).square().sum(dim=dim).mean()

@@ -130,7 +130,8 @@ def learn(
         changed |= {
             f"{path}.scale": lsq_scale(s, x.numel(), unit.quantizer(path).grid.qmax) for path, s in scales.items()
         }
-        loss = _error(functional_call(module, changed, (x, *part.extra)), part)
+        y = functional_call(module, changed, (x, *part.extra))
+        loss = _error(y, part) if config.error == "channels" else error_over_dim1(y, part.target)
         beta = beta_at(step, config.iterations, config.warm_up, config.beta_start, config.beta_end)
         if beta is not None:
             loss = loss + config.rounding_weight * torch.stack([rounding_penalty(a, beta) for a in alphas]).sum()
@@ -158,6 +159,16 @@ def unit_error(unit: Unit, samples: Samples, batch: int = 256) -> float:
         total += float(_error(unit.module(part.quantized, *part.extra), part)) * weight
         count += weight
     return total / count
+
+
+def error_over_dim1(y: Tensor, target: Tensor) -> Tensor:
+    """Squared error summed over dimension 1 and averaged over the others, as the paper's authors have it (Q20).
+
+    Dimension 1 is channels in feature maps and tokens elsewhere; [sample, channel] is one token of each sample.
+    """
+    if y.ndim == 2:
+        y, target = y[:, None], target[:, None]  # [sample, token, channel]
+    return squared_error(y, target, 1)
 
 
 def lsq_scale(scale: Tensor, num_values: int, qmax: int) -> Tensor:

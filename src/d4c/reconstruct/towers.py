@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from d4c.artifact.work import Arrays, Work
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip
 from d4c.models.attention import Block
-from d4c.models.parts import Part, TowerName, captured_inputs, keep_live, live_tokens, run_in_batches, tower_parts
+from d4c.models.parts import Part, TowerName, captured_inputs, keep_live, padded_or_live, run_in_batches, tower_parts
 from d4c.recipes import Reconstruct
 from d4c.recipes.seeds import derive_seed
 from d4c.reconstruct.learn import Learned, Samples, learn, unit_error
@@ -30,7 +30,7 @@ class UnitReport:
         weight_bits: of its layers, the fewest.
         nearest_error, learned_error: mean squared output error on held-out samples, round-to-nearest against learned.
         codes_changed: share of its codes that differ from round-to-nearest.
-        kept: whether the learned rounding stays; it goes where it is worse on held-out samples.
+        kept: whether the learned rounding stays; it goes where it is worse on held-out samples, if the recipe says so.
     """
 
     name: str
@@ -64,6 +64,8 @@ def run(
     config: Reconstruct,
     *,
     seed: int = 0,
+    padding: bool = False,
+    towers: Sequence[TowerName] = ("image", "text"),
     work: Work | None = None,
 ) -> tuple[QuantizedClip, list[UnitReport]]:
     """Learn the rounding of every unit, in the order of the forward pass, on inputs that are already quantized.
@@ -71,6 +73,8 @@ def run(
     Args:
         clip: the float model `quantized` was wrapped from; neither is changed.
         ids: calibration texts [text, token]; held_images and held_ids judge and are never fitted to.
+        padding: whether what follows the end of a text counts too.
+        towers: which to reconstruct; neither tower's result depends on the other.
         work: remembers finished units.
 
     Returns:
@@ -80,14 +84,12 @@ def run(
     quantized = copy.deepcopy(quantized)
     device = clip.logit_scale.device
     pixels = torch.cat([images.pixels, held_images.pixels]).to(device)
-    texts = clip.text.trim(torch.cat([ids, held_ids]).to(device))
-    towers: list[tuple[TowerName, Inputs]] = [
-        ("image", Inputs(pixels, None, len(images))),
-        ("text", Inputs(texts, live_tokens(clip, texts), len(ids))),
-    ]
-    total = sum(len(units_of(p, quantized, clip, config.unit)) for t, _ in towers for p in tower_parts(quantized, t))
+    texts, live = padded_or_live(clip, torch.cat([ids, held_ids]).to(device), padding=padding)
+    given = {"image": Inputs(pixels, None, len(images)), "text": Inputs(texts, live, len(ids))}
+    total = sum(len(units_of(p, quantized, clip, config.unit)) for t in towers for p in tower_parts(quantized, t))
     reports: list[UnitReport] = []
-    for tower, inputs in towers:
+    for tower in towers:
+        inputs = given[tower]
         streams = (inputs.data, inputs.data)
         for part, float_part in zip(tower_parts(quantized, tower), tower_parts(clip, tower), strict=True):
             for unit in units_of(part, quantized, clip, config.unit):
@@ -126,7 +128,7 @@ def _samples(
     extra: tuple[Tensor | None, ...] = ()
     live = inputs.live
     if isinstance(unit.module, Block):
-        extra = (None,) if live is None else (clip.text.mask(live.shape[1], noisy.device),)
+        extra = (clip.text.mask(noisy.shape[1], noisy.device) if part.name.startswith("text.") else None,)
     with torch.no_grad():
         target = torch.cat([unit.reference(x, *extra) for x in plain.split(32)])
     return Samples(noisy, plain if mixed else None, target, live if noisy.ndim == 3 else None, extra)
@@ -139,7 +141,7 @@ def _reconstruct(
     """Learn one unit, or recall it, and put the better of learned and nearest rounding into the model."""
     fitted, held = samples.rows(slice(0, inputs.num_fitted)), samples.rows(slice(inputs.num_fitted, None))
     batch = config.batch
-    if not unit.whole_samples:
+    if not unit.whole_samples and config.error == "channels":
         num_samples = len(fitted)
         fitted, held = _tokens(fitted), _tokens(held)
         batch = max(1, round(config.batch * len(fitted) / num_samples))
@@ -161,7 +163,7 @@ def _reconstruct(
     learned_error = unit_error(unit, held)
     changed = sum(float((learned.codes[s] != nearest.codes[s]).sum()) for s in unit.weights)
     total = sum(learned.codes[s].numel() for s in unit.weights)
-    kept = learned_error <= nearest_error
+    kept = learned_error <= nearest_error or not config.gate
     if not kept:
         _apply(unit, nearest)
     bits = min(unit.grid_weight(site).grid.num_bits for site in unit.weights)

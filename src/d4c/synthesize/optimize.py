@@ -16,8 +16,8 @@ from d4c.images import ImageSet, clamp_valid, procedural_pixels, procedural_set
 from d4c.models import Clip
 from d4c.recipes import Synthesize
 from d4c.recipes.seeds import derive_seed
-from d4c.synthesize.objectives import semantic_injection, structural_contrast, total_variation
-from d4c.synthesize.views import background, enlarge_boxes, perturb, sample_boxes
+from d4c.synthesize.loss import SynthesisLoss, round_of
+from d4c.synthesize.views import sample_boxes
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
 
@@ -34,6 +34,7 @@ def run(clip: Clip, prompts: Sequence[str], config: Synthesize, *, seed: int = 0
         `config.images` images on the CPU.
 
     Raises:
+        RecipeError: an objective needs what the model does not have.
         CalibrationError: pixels became NaN or infinite.
     """
     work = work or Work()
@@ -50,9 +51,9 @@ def run(clip: Clip, prompts: Sequence[str], config: Synthesize, *, seed: int = 0
     draw = torch.Generator().manual_seed(derive_seed(seed, "synthesize", "targets"))
     targets = torch.randint(len(prompts), (config.images,), generator=draw)
     boxes = sample_boxes(config.images, clip.preprocess.size, draw)
-    objective = Objective(clip, prompts, targets, boxes, config, seed)
+    loss = SynthesisLoss(clip, prompts, targets, boxes, config, seed)
     make = _together if config.momentum_drift else _one_by_one
-    pixels = make(objective, start.to(device), work).cpu()
+    pixels = make(loss, start.to(device), work).cpu()
     if not bool(pixels.isfinite().all()):
         raise CalibrationError("synthesis: pixels are not finite; lower synthesize.learning_rate")
     settings = dataclasses.asdict(config)
@@ -64,93 +65,68 @@ def procedural(method: str, num: int, clip: Clip, seed: int, *, valid: bool) -> 
     return procedural_set(method, num, clip.preprocess, derive_seed(seed, "synthesize", "start"), valid=valid)
 
 
-class Objective:
-    """The loss of any slice of the images at any step; its randomness depends on nothing else.
-
-    Args:
-        targets: prompt of each image, [image]; boxes: foreground of each image, [image, 4].
-    """
-
-    def __init__(
-        self, clip: Clip, prompts: Sequence[str], targets: Tensor, boxes: Tensor, config: Synthesize, seed: int
-    ) -> None:
-        device = clip.logit_scale.device
-        self.clip, self.config, self.seed = clip, config, seed
-        self.targets, self.boxes = targets.to(device), boxes.to(device)
-        with torch.no_grad():
-            ids = torch.from_numpy(clip.tokenizer(list(prompts))).to(device)
-            self.texts = torch.cat([clip.encode_text(part, normalize=True) for part in ids.split(256)])
-
-    def __call__(self, x: Tensor, rows: slice, step: int) -> Tensor:
-        """Loss of the pixels x [image, 3, size, size], which are the images `rows` of the set."""
-        config, targets, boxes = self.config, self.targets[rows], self.boxes[rows]
-        draw = torch.Generator().manual_seed(derive_seed(self.seed, "synthesize", rows.start, step))
-        view = enlarge_boxes(x, boxes) if config.structural_contrast else x
-        if config.perturbation:
-            view = perturb(view, draw)
-        if config.structural_contrast:
-            both = torch.cat([view, background(x, boxes, draw)])
-            foregrounds, backgrounds = self.clip.encode_image(both, normalize=True).chunk(2)
-            loss = structural_contrast(foregrounds, backgrounds, self.texts, targets, config.temperature)
-            smooth = x
-        else:
-            features = self.clip.encode_image(view, normalize=True)
-            loss = semantic_injection(features, self.texts, targets, config.temperature)
-            smooth = view  # on what the model sees, as the authors have it without structural contrast
-        return loss + config.total_variation * total_variation(smooth)
-
-
 def _slices(config: Synthesize) -> Iterator[slice]:
     for start in range(0, config.images, config.batch):
         yield slice(start, min(start + config.batch, config.images))
 
 
 def _learning_rate(config: Synthesize, step: int) -> float:
+    """Rising linearly while a round warms up, then constant or along a half cosine to its end."""
+    per_round = math.ceil(config.steps / config.rounds)
+    step, warm = step - per_round * round_of(config, step), round(config.warm_up * per_round)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
     if config.schedule == "constant":
         return config.learning_rate
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (per_round - warm)))
 
 
-def _step(objective: Objective, x: Tensor, rows: slice, step: int, optimizer: torch.optim.Adam, drift: bool) -> None:
+def _adam(x: Tensor, config: Synthesize) -> torch.optim.Adam:
+    return torch.optim.Adam([x], lr=config.learning_rate, betas=(config.beta1, config.beta2))
+
+
+def _step(loss: SynthesisLoss, x: Tensor, rows: slice, step: int, optimizer: torch.optim.Adam, drift: bool) -> None:
     """One optimiser step on the loss of some rows; with `drift`, x is the whole set and all of it moves."""
-    config = objective.config
+    config = loss.config
     for group in optimizer.param_groups:
         group["lr"] = _learning_rate(config, step)
     optimizer.zero_grad(set_to_none=False)
-    objective(x[rows] if drift else x, rows, step).backward()
+    loss(x[rows] if drift else x, rows, step).backward()
     optimizer.step()
     if config.valid_pixels:
         with torch.no_grad():
-            x.copy_(clamp_valid(x, objective.clip.preprocess))
+            x.copy_(clamp_valid(x, loss.clip.preprocess))
 
 
-def _one_by_one(objective: Objective, start: Tensor, work: Work) -> Tensor:
+def _one_by_one(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
     """Every micro-batch from start to end with an optimiser of its own."""
-    config, done = objective.config, []
+    config, done = loss.config, []
     for i, rows in enumerate(_slices(config)):
         kept = work.recall(f"batch-{i}")
         if kept is not None:
             done.append(torch.from_numpy(kept["pixels"]).to(start.device))
             continue
         x = start[rows].clone().requires_grad_()
-        optimizer = torch.optim.Adam([x], lr=config.learning_rate)
+        optimizer = _adam(x, config)
         for step in range(config.steps):
-            _step(objective, x, rows, step, optimizer, drift=False)
+            if step and round_of(config, step) != round_of(config, step - 1):
+                optimizer = _adam(x, config)
+            _step(loss, x, rows, step, optimizer, drift=False)
             work.report("synthesize", rows.start * config.steps + (step + 1) * len(x), config.images * config.steps)
         done.append(x.detach())
         work.keep(f"batch-{i}", {"pixels": x.detach().cpu().numpy()})
     return torch.cat(done)
 
 
-def _together(objective: Objective, start: Tensor, work: Work) -> Tensor:
+def _together(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
     """One optimiser over all images, stepping after each micro-batch, so that momentum moves the others too.
 
     A sweep over M micro-batches thus moves every pixel by about sqrt(M) learning rates (Q1, Q2 of the method's
     doubtful points). The optimiser's state is kept once a minute.
     """
-    config = objective.config
+    config = loss.config
     x = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([x], lr=config.learning_rate)
+    optimizer = _adam(x, config)
     first, kept = 0, work.recall("state")
     if kept is not None:
         first = int(kept["sweep"][0])
@@ -160,7 +136,7 @@ def _together(objective: Objective, start: Tensor, work: Work) -> Tensor:
     kept_at = time.monotonic()
     for sweep in range(first, config.steps):
         for rows in _slices(config):
-            _step(objective, x, rows, sweep, optimizer, drift=True)
+            _step(loss, x, rows, sweep, optimizer, drift=True)
         work.report("synthesize", (sweep + 1) * config.images, config.images * config.steps)
         if time.monotonic() - kept_at > SECONDS_BETWEEN_CHECKPOINTS or sweep + 1 == config.steps:
             state = {k: v.cpu().numpy().reshape(v.shape or (1,)) for k, v in optimizer.state[x].items()}

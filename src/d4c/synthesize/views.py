@@ -95,6 +95,17 @@ def perturb(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(uniform(0, 1) < ERASE_PROBABILITY, x * keep, x)
 
 
+def roll_and_mirror(x: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    """Roll the whole batch by one offset along both axes, and mirror it half of the time (PSAQ-ViT).
+
+    Args:
+        x: [image, channel, size, size]; reach: largest offset, pixels.
+    """
+    offset = int(torch.randint(-reach, reach + 1, (), generator=generator))
+    x = x.roll((offset, offset), dims=(2, 3))
+    return x.flip(-1) if float(torch.rand((), generator=generator)) < 0.5 else x
+
+
 def blur(x: Tensor) -> Tensor:
     """Convolve with [1 2 1] x [1 2 1] / 16, zeros outside; [image, channel, height, width]."""
     line = x.new_tensor([1.0, 2.0, 1.0])

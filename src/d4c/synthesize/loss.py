@@ -1,0 +1,141 @@
+"""The loss of a slice of the images at a step: views, one pass through the model, and the objectives' weighted sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from d4c.errors import RecipeError
+from d4c.models import Clip
+from d4c.models.parts import captured_inputs
+from d4c.models.vit import VisionTransformer
+from d4c.recipes import Synthesize
+from d4c.recipes.seeds import derive_seed
+from d4c.synthesize.objectives import (
+    attended_inputs,
+    attended_values,
+    batchnorm_statistics,
+    patch_similarity_entropy,
+    semantic_injection,
+    structural_contrast,
+    total_variation,
+    variation_norms,
+)
+from d4c.synthesize.views import background, enlarge_boxes, perturb, roll_and_mirror
+
+MIN_TARGET, MAX_TARGET, TARGET_VALUES = 2500.0, 3000.0, 32 * 3 * 224 * 224  # PSAQ-ViT's, for its batch at its size
+
+
+def check_objectives(clip: Clip, config: Synthesize) -> None:
+    """Raise `RecipeError` where an objective needs what the image tower does not have."""
+    name = f"{clip.source}'s image tower"
+    if config.batchnorm_statistics and not _batchnorms(clip):
+        raise RecipeError(f"synthesize.batchnorm_statistics needs BatchNorms, {name} has none; patch_similarity has it")
+    if config.patch_similarity and not isinstance(clip.image, VisionTransformer):
+        raise RecipeError(f"synthesize.patch_similarity needs a ViT, {name} is none; batchnorm_statistics suits it")
+
+
+class SynthesisLoss:
+    """The loss of any slice of the images at any step; its randomness depends on nothing else.
+
+    Args:
+        targets: prompt of each image, [image]; boxes: foreground of each image, [image, 4].
+
+    Raises:
+        RecipeError: an objective needs what the model does not have.
+    """
+
+    def __init__(
+        self, clip: Clip, prompts: Sequence[str], targets: Tensor, boxes: Tensor, config: Synthesize, seed: int
+    ) -> None:
+        check_objectives(clip, config)
+        device = clip.logit_scale.device
+        self.clip, self.config, self.seed = clip, config, seed
+        self.targets, self.boxes = targets.to(device), boxes.to(device)
+        self.norms = _batchnorms(clip) if config.batchnorm_statistics else {}
+        self.attentions = _attentions(clip) if config.patch_similarity else []
+        with torch.no_grad():
+            ids = torch.from_numpy(clip.tokenizer(list(prompts))).to(device)
+            self.texts = torch.cat([clip.encode_text(part, normalize=True) for part in ids.split(256)])
+
+    def __call__(self, x: Tensor, rows: slice, step: int) -> Tensor:
+        """Loss of the pixels x [image, 3, size, size], which are the images `rows` of the set."""
+        config, boxes = self.config, self.boxes[rows]
+        draw = torch.Generator().manual_seed(derive_seed(self.seed, "synthesize", rows.start, step))
+        view = self._jittered(x, step, draw)
+        smooth = view
+        if config.structural_contrast:
+            view = enlarge_boxes(view, boxes)
+        if config.perturbation:
+            view = perturb(view, draw)
+            # on what the model sees, as the authors have it without structural contrast (Q10)
+            smooth = smooth if config.structural_contrast else view
+        images = torch.cat([view, background(x, boxes, draw)]) if config.structural_contrast else view
+        watched = [*self.norms, *(site for sites in self.attentions for site in sites)]
+        with captured_inputs(self.clip, watched, with_graph=True) as seen:
+            features = self.clip.encode_image(images, normalize=True)
+        inside = {name: calls[0][: len(view)] for name, calls in seen.items()}  # of the foregrounds alone
+        loss = config.total_variation * total_variation(smooth) + self._statistics(inside)
+        if config.prompt_contrast:
+            loss = loss + config.prompt_contrast * self._contrast(features, self.targets[rows])
+        if config.variation_distance:
+            distance = (variation_norms(smooth) - self._variation_target(x.numel(), rows, step)).abs()
+            loss = loss + config.variation_distance * distance
+        return loss
+
+    def _contrast(self, features: Tensor, targets: Tensor) -> Tensor:
+        temperature = self.config.temperature
+        if not self.config.structural_contrast:
+            return semantic_injection(features, self.texts, targets, temperature)
+        foregrounds, backgrounds = features.chunk(2)
+        return structural_contrast(foregrounds, backgrounds, self.texts, targets, temperature)
+
+    def _statistics(self, inside: dict[str, Tensor]) -> Tensor:
+        loss = self.texts.new_zeros(())
+        if self.norms:
+            inputs = [inside[name] for name in self.norms]
+            loss = loss + self.config.batchnorm_statistics * batchnorm_statistics(inputs, list(self.norms.values()))
+        if self.attentions:
+            entropies = [self._entropy(*(inside[site] for site in sites)) for sites in self.attentions]
+            loss = loss - self.config.patch_similarity * torch.stack(entropies).sum()
+        return loss
+
+    def _entropy(self, inputs: Tensor, values: Tensor, probabilities: Tensor) -> Tensor:
+        if self.config.patch_similarity_of == "inputs":
+            context = attended_inputs(probabilities, inputs)
+        else:
+            context = attended_values(probabilities, values)
+        assert isinstance(self.clip.image, VisionTransformer)
+        shape = self.clip.image.config
+        patches = (shape.image_size // shape.patch_size) ** 2  # the last ones: a class token comes first
+        return patch_similarity_entropy(context[:, -patches:])
+
+    def _jittered(self, x: Tensor, step: int, draw: torch.Generator) -> Tensor:
+        config = self.config
+        if not config.jitter:
+            return x
+        share = config.jitter * (round_of(config, step) + 1) / config.rounds  # each round reaches farther
+        return roll_and_mirror(x, round(share * x.shape[-1]), draw)
+
+    def _variation_target(self, values: int, rows: slice, step: int) -> float:
+        seed = derive_seed(self.seed, "synthesize", "variation", rows.start, round_of(self.config, step))
+        share = float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
+        return (MIN_TARGET + share * (MAX_TARGET - MIN_TARGET)) * math.sqrt(values / TARGET_VALUES)
+
+
+def round_of(config: Synthesize, step: int) -> int:
+    """Which of the rounds a step belongs to."""
+    return min(config.rounds - 1, step // math.ceil(config.steps / config.rounds))
+
+
+def _batchnorms(clip: Clip) -> dict[str, nn.BatchNorm2d]:
+    return {f"image.{name}": m for name, m in clip.image.named_modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+def _attentions(clip: Clip) -> list[tuple[str, str, str]]:
+    """The sites of each block's attention: its input, its values, its probabilities."""
+    blocks = [f"image.{name}.attention" for name, _ in clip.image.named_blocks()]
+    return [(f"{name}.input", f"{name}.v_out", f"{name}.probabilities") for name in blocks]
