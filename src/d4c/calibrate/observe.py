@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,14 @@ BIAS_BITS = 30  # |bias code| stays below 2^30, so that an int32 accumulator has
 
 
 def run(
-    clip: Clip, images: ImageSet, ids: Tensor, scheme: Scheme, config: Calibrate, *, work: Work | None = None
+    clip: Clip,
+    images: ImageSet,
+    ids: Tensor,
+    scheme: Scheme,
+    config: Calibrate,
+    *,
+    towers: Sequence[TowerName] = ("image", "text"),
+    work: Work | None = None,
 ) -> Ranges:
     """Find the grid of every tensor that the scheme names.
 
@@ -38,6 +45,7 @@ def run(
     Args:
         clip: float, BatchNorm folded; it is not changed.
         ids: calibration texts, [text, token].
+        towers: whose grids to find; neither tower's depend on the other.
 
     Raises:
         CalibrationError: a tensor is not finite.
@@ -45,25 +53,28 @@ def run(
     work = work or Work()
     device = clip.logit_scale.device
     num = config.samples or None
-    tensors, inputs = _observe_tower(clip, "image", images.pixels[:num].to(device), None, scheme, config, work)
     ids, live = padded_or_live(clip, ids[:num].to(device), padding=config.padding)
-    text_tensors, text_inputs = _observe_tower(clip, "text", ids, live, scheme, config, work)
-    tensors, inputs = tensors | text_tensors, inputs | text_inputs
+    data = {"image": (images.pixels[:num].to(device), None), "text": (ids, live)}
+    tensors: dict[str, AffineGrid] = {}
+    inputs: dict[str, AffineGrid] = {}
+    for tower in towers:
+        _observe_tower(clip, tower, *data[tower], scheme, config, work, tensors, inputs)
     weights = {}
     reads = sites_of(clip).inputs
-    for i, (layer, weight_format) in enumerate(scheme.weights.items()):
+    chosen = {layer: f for layer, f in scheme.weights.items() if layer.partition(".")[0] in towers}
+    for i, (layer, weight_format) in enumerate(chosen.items()):
         affine = _weight_grid(clip.get_submodule(layer).weight, weight_format, config)  # type: ignore[arg-type]
         source = tensors.get(reads.get(layer, "")) or inputs.get(layer)
         weights[layer] = _room_for_bias(affine, clip.get_submodule(layer), source)
-        work.report("calibrate weights", i + 1, len(scheme.weights))
+        work.report("calibrate weights", i + 1, len(chosen))
     return Ranges(weights, tensors, inputs)
 
 
 def _observe_tower(
-    clip: Clip, tower: TowerName, data: Tensor, live: Tensor | None, scheme: Scheme, config: Calibrate, work: Work
-) -> tuple[dict[str, AffineGrid], dict[str, AffineGrid]]:
-    tensors: dict[str, AffineGrid] = {}
-    inputs: dict[str, AffineGrid] = {}
+    clip: Clip, tower: TowerName, data: Tensor, live: Tensor | None, scheme: Scheme, config: Calibrate, work: Work,
+    tensors: dict[str, AffineGrid], inputs: dict[str, AffineGrid],
+) -> None:  # fmt: skip
+    """Add the grids of a tower's tensor sites to `tensors`, those of its layers' own inputs to `inputs`."""
     stream, parts = data, tower_parts(clip, tower)
     for i, part in enumerate(parts):
         wanted = {**_placed(scheme.tensors, part.owns), **_placed(scheme.inputs, part.owns)}
@@ -79,7 +90,6 @@ def _observe_tower(
     if tower == "image" and "image.pixels" in tensors:
         low, high = (torch.from_numpy(v).to(data.device) for v in clip.preprocess.valid_range())
         tensors["image.pixels"] = place_grid(low.min(), high.max(), scheme.tensors["image.pixels"].grid)
-    return tensors, inputs
 
 
 def _placed(formats: Mapping[str, TensorFormat], owns: Callable[[str], bool]) -> dict[str, TensorFormat]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from d4c.inputs import Preprocess
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-def load_image_folder(folder: Path, preprocess: Preprocess, limit: int | None = None) -> ImageSet:
+def load_image_folder(
+    folder: Path, preprocess: Preprocess, limit: int | None = None, seed: int | None = None
+) -> ImageSet:
     """Read the pictures of a folder and its subfolders, in the order of their paths.
 
     Args:
-        limit: how many to read at most.
+        limit: how many to read at most: the first, or with a seed a sample.
 
     Raises:
         UsageError: there is no such folder.
@@ -27,7 +30,10 @@ def load_image_folder(folder: Path, preprocess: Preprocess, limit: int | None = 
     """
     if not folder.is_dir():
         raise UsageError(f"no such folder: {folder}")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)[:limit]
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if seed is not None:
+        paths = sorted(random.Random(seed).sample(paths, min(limit or len(paths), len(paths))))
+    paths = paths[:limit]
     if not paths:
         raise ImageFileError(f"{folder}: no pictures ({' '.join(sorted(SUFFIXES))})")
     pixels = []

@@ -188,7 +188,7 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     held = stages.run("held-out", [job.held_bank.prompts], lambda work: synthesize.held_out_sets(
         clip, job.held_bank.prompts, synthesize.user_cache(), work
     ))  # fmt: skip
-    ids = calibration_tokens(job)
+    ids = calibration_tokens(clip, job.bank, job.templates, recipe.calibrate.texts, job.seed)
     held_ids = held_out_tokens(clip, job.held_bank)
     folded = fold_batchnorm(clip) if recipe.fold_batchnorm else clip
     if recipe.calibrate.layernorm_fold:
@@ -255,11 +255,10 @@ def _ranges(job: Job, stages: Stages, folded: Clip, images: ImageSet, ids: Tenso
     )
 
 
-def calibration_tokens(job: Job) -> Tensor:
+def calibration_tokens(clip: Clip, bank: PromptBank, templates: Sequence[str], num: int, seed: int) -> Tensor:
     """The texts that the text tower is calibrated with, [text, token]."""
-    seed = derive_seed(job.seed, "calibrate", "texts")
-    texts = calibration_texts(job.bank, job.templates, job.recipe.calibrate.texts, seed)
-    return torch.from_numpy(job.clip.tokenizer(texts))
+    texts = calibration_texts(bank, templates, num, derive_seed(seed, "calibrate", "texts"))
+    return torch.from_numpy(clip.tokenizer(texts))
 
 
 def held_out_tokens(clip: Clip, held_bank: PromptBank) -> Tensor:

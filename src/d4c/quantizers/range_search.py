@@ -19,7 +19,7 @@ from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
 LP_EXPONENT = 2.4
 NUM_SHRINKS = 100
 FINE_BINS = 2**16
-NUM_BINS = 2048
+NUM_BINS, COARSE_BINS = 2048, 512
 CHUNK = 2**22  # values held at once while candidates are scored
 
 
@@ -62,7 +62,7 @@ def lp_range(rows: Tensor, grid: IntegerGrid, p: float = LP_EXPONENT, shortlist:
     histogram = Histogram.of(rows)
     low, high = candidates(rows, grid)
     if low.shape[1] > NUM_SHRINKS:
-        low, high = _coarse_to_fine(histogram, low, high, grid, p)
+        low, high = _coarse_to_fine(Histogram.of(rows, COARSE_BINS), low, high, grid, p)
     scores = lp_scores(histogram.centers, histogram.counts, low, high, grid, p)
     best = scores.topk(min(shortlist, scores.shape[1]), dim=1, largest=False).indices  # [row, candidate]
     low, high = low.expand_as(scores).gather(1, best), high.expand_as(scores).gather(1, best)
@@ -114,7 +114,7 @@ def lp_scores(values: Tensor, weights: Tensor, low: Tensor, high: Tensor, grid: 
     for s, z in zip(scale.split(chunk, dim=1), zero_point.split(chunk, dim=1), strict=True):
         s, z = s[:, :, None], z[:, :, None]  # [row, candidate, 1]
         codes = (values[:, None, :] / s).round_().clamp_(grid.qmin - z, grid.qmax - z)  # [row, candidate, value]
-        error = codes.mul_(s).sub_(values[:, None, :]).abs_().pow_(p)
+        error = codes.mul_(s).sub_(values[:, None, :]).abs_().log2_().mul_(p).exp2_()  # |e|^p, faster than pow
         parts.append((error @ weights[:, :, None])[:, :, 0] / total)
     return torch.cat(parts, dim=1)
 
@@ -175,16 +175,15 @@ def _coarse_to_fine(
     """Keep the candidates around the best of a coarse subset; [row, candidate] in and out, order preserved."""
     zeros = grid.qmax + 1
     step = max(1, zeros // 32)
-    if step == 1:
-        return low, high
     shrinks = torch.arange(3, NUM_SHRINKS, 4, device=low.device)  # every fourth, the full range among them
     coarse = (shrinks[:, None] * zeros + torch.arange(0, zeros, step, device=low.device)).flatten()
     scores = lp_scores(histogram.centers, histogram.counts, low[:, coarse], high[:, coarse], grid, p)
-    best = coarse[scores.topk(6, dim=1, largest=False).indices]  # [row, best]
+    reach = max(2, step)  # a neighbour at least: another shrink may want another zero point
+    best = coarse[scores.topk(4, dim=1, largest=False).indices]  # [row, best]
     shrink = best // zeros
     zero = best % zeros
     near_shrink = (shrink[:, :, None] + torch.arange(-3, 4, device=low.device)).clamp(0, NUM_SHRINKS - 1)
-    near_zero = (zero[:, :, None] + torch.arange(1 - step, step, device=low.device)).clamp(0, zeros - 1)
+    near_zero = (zero[:, :, None] + torch.arange(1 - reach, reach, device=low.device)).clamp(0, zeros - 1)
     near = (near_shrink[:, :, :, None] * zeros + near_zero[:, :, None, :]).flatten(1).sort(dim=1).values
     return low.gather(1, near), high.gather(1, near)
 

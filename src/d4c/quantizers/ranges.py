@@ -23,6 +23,11 @@ class Ranges:
     tensors: Mapping[str, AffineGrid]
     inputs: Mapping[str, AffineGrid]
 
+    def merged(self, other: Ranges) -> Ranges:
+        """Both together; where they name the same site, the other's grid."""
+        kinds = ("weights", "tensors", "inputs")
+        return Ranges(*({**getattr(self, kind), **getattr(other, kind)} for kind in kinds))
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Flat form for a safetensors file; `from_tensors` gives it back."""
         flat = {}

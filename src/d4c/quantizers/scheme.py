@@ -41,6 +41,11 @@ class Scheme:
     tensors: Mapping[str, TensorFormat]
     inputs: Mapping[str, TensorFormat]
 
+    def of_tower(self, tower: str) -> Scheme:
+        """What of it lies in one tower, "image" or "text"; the other stays float."""
+        parts = (self.weights, self.tensors, self.inputs)
+        return Scheme(*({s: f for s, f in part.items() if s.startswith(f"{tower}.")} for part in parts))
+
 
 def resolve_scheme(recipe: Recipe, sites: Sites) -> Scheme:
     """Apply the rules of a recipe to the sites of a model.

@@ -1,0 +1,272 @@
+"""What one cell of a grid needs and gives: shared image sets and text towers, one quantized model, its figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import d4c
+from d4c import calibrate, evaluate, reconstruct, synthesize
+from d4c.artifact import Work
+from d4c.artifact.work import Report
+from d4c.errors import ImageFileError, RecipeError, UsageError
+from d4c.experiments.grid import BASELINE, REAL, Cell, Grid
+from d4c.images import ImageSet, load_image_folder
+from d4c.inputs import Encoder, Preprocess, Tokenizer
+from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
+from d4c.models.folding import fold_batchnorm
+from d4c.models.parts import TowerName
+from d4c.models.resnet import ModifiedResNet
+from d4c.pipeline.places import resolve_device
+from d4c.pipeline.quantization import calibration_tokens, default_bank, held_out_tokens, split_bank
+from d4c.pipeline.stages import hash_of, tensor_hash
+from d4c.prompts import PromptBank, load_templates
+from d4c.quantizers.ranges import Ranges
+from d4c.quantizers.scheme import Scheme, resolve_scheme
+from d4c.recipes import Recipe, Synthesize, dump_recipe
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a grid is run.
+
+    Args:
+        out: folder of the results; root: where the data set is; real: folder of pictures for the method "real".
+    """
+
+    out: Path
+    root: Path
+    real: Path | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A cell with everything looked up.
+
+    Args:
+        bank: what images are drawn towards; held_bank: names that judge.
+    """
+
+    cell: Cell
+    clip: Clip
+    recipe: Recipe
+    scheme: Scheme
+    bank: PromptBank
+    held_bank: PromptBank
+    place: Place
+
+    @property
+    def environment(self) -> list[Any]:
+        """What every result depends on beside its settings."""
+        clip = self.clip
+        return [
+            clip.fingerprint, clip.preprocess, self.bank.prompts, self.cell.seed, torch.get_num_threads(),
+            clip.logit_scale.device.type, torch.__version__, d4c.__version__,
+        ]  # fmt: skip
+
+
+def set_up(grid: Grid, cell: Cell, place: Place) -> Setup:
+    """Look up what a cell needs.
+
+    Raises:
+        RecipeError: the model cannot have the method's objectives.
+        UsageError: the method needs `--real`, and there is none.
+    """
+    recipe, clip = grid.recipe(cell), _load(cell.model, place.device)
+    if cell.method == BASELINE:
+        name = "bns" if isinstance(clip.image, ModifiedResNet) else "pse"
+        recipe = grid.recipe(dataclasses.replace(cell, method=name))
+    if cell.method == REAL and place.real is None:
+        raise UsageError(f"{cell.name}: method real needs --real, a folder of pictures")
+    if cell.method != REAL:
+        synthesize.check_objectives(clip, recipe.synthesize)
+    bank, held_bank = split_bank(default_bank(cell.model, recipe), recipe)
+    return Setup(cell, clip, recipe, resolve_scheme(recipe, sites_of(clip)), bank, held_bank, place)
+
+
+@functools.lru_cache(maxsize=2)  # a process walks through many cells of one model
+def _load(model: str, device: str) -> Clip:
+    return load(model).to(resolve_device(device))
+
+
+def image_set(setup: Setup, report: Report) -> ImageSet:
+    """The cell's calibration images; cells with equal settings share one set, made once."""
+    config = setup.recipe.synthesize
+    if setup.cell.method == REAL:
+        assert setup.place.real is not None
+        return load_image_folder(setup.place.real, setup.clip.preprocess, config.images, setup.cell.seed)
+    key = hash_of("images", config, *setup.environment)[:16]
+    path = setup.place.out / "images" / f"{setup.cell.model.replace('/', '-')}-{key}.safetensors"
+    if path.exists():
+        try:
+            return ImageSet.load(path)
+        except ImageFileError:
+            path.unlink()
+    work = Work(path.with_suffix(".work"), report)
+    images = synthesize.run(setup.clip, setup.bank.prompts, config, seed=setup.cell.seed, work=work)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    images.save(temporary)
+    temporary.replace(path)
+    return images
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What nothing is fitted to: images, and texts [text, token]; ids: the texts that calibrate."""
+
+    images: ImageSet
+    texts: Tensor
+    ids: Tensor
+
+
+def judges(setup: Setup) -> Judges:
+    """The held-out images and texts, and the calibration texts, of a cell."""
+    cache = synthesize.user_cache()
+    held = synthesize.held_out_sets(setup.clip, setup.held_bank.prompts, cache, Work())
+    templates = load_templates(setup.recipe.calibrate.templates)
+    ids = calibration_tokens(setup.clip, setup.bank, templates, setup.recipe.calibrate.texts, setup.cell.seed)
+    return Judges(held["synthetic"], held_out_tokens(setup.clip, setup.held_bank), ids)
+
+
+def text_ranges(setup: Setup, folded: Clip, held: Judges, report: Report) -> tuple[Ranges, Work]:
+    """Ranges of the text tower, and where its reconstructed units are kept: made once for all methods of a seed.
+
+    Nothing in it depends on calibration images.
+    """
+    recipe = dataclasses.replace(setup.recipe, synthesize=Synthesize())
+    key = hash_of("text", dump_recipe(recipe), *setup.environment)[:16]
+    work = Work(setup.place.out / "text" / f"{setup.cell.model.replace('/', '-')}-{key}", report)
+    assert work.folder is not None
+    path = work.folder / "ranges.safetensors"
+    if path.exists():
+        return Ranges.from_tensors(load_file(path, device=str(folded.logit_scale.device))), work
+    ranges = calibrate.run(
+        folded, held.images, held.ids, setup.scheme, recipe.calibrate, towers=["text"], work=work
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file(ranges.to_tensors(), temporary)
+    temporary.replace(path)
+    return ranges, work
+
+
+def text_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedClip, dict[str, Any]]:
+    """The model with its text tower calibrated and reconstructed, the image tower float, and figures of its units."""
+    folded = fold_batchnorm(setup.clip) if setup.recipe.fold_batchnorm else setup.clip
+    ranges, work = text_ranges(setup, folded, held, report)
+    return _reconstruct(setup, "text", folded, held.images, held, ranges, work)
+
+
+def image_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedClip, dict[str, Any]]:
+    """The same of the image tower, the text tower float."""
+    images = image_set(setup, report)
+    folded = fold_batchnorm(setup.clip) if setup.recipe.fold_batchnorm else setup.clip
+    key = hash_of("image", dump_recipe(setup.recipe), tensor_hash(images.pixels), *setup.environment)[:16]
+    work = Work(setup.place.out / "cells" / f"{setup.cell.name}.{key}.work", report)
+    ranges = calibrate.run(
+        folded, images, held.ids, setup.scheme, setup.recipe.calibrate, towers=["image"], work=work
+    )  # fmt: skip
+    return _reconstruct(setup, "image", folded, images, held, ranges, work)
+
+
+def _reconstruct(
+    setup: Setup, tower: TowerName, folded: Clip, images: ImageSet, held: Judges, ranges: Ranges, work: Work
+) -> tuple[QuantizedClip, dict[str, Any]]:
+    recipe = setup.recipe
+    quantized = wrap(folded, setup.scheme.of_tower(tower), ranges)
+    if recipe.reconstruct.method == "none":
+        return quantized, {}
+    quantized, units = reconstruct.run(
+        folded, quantized, images, held.ids, held.images, held.texts, recipe.reconstruct,
+        seed=setup.cell.seed, padding=recipe.calibrate.padding, towers=[tower], work=work,
+    )  # fmt: skip
+    return quantized, reconstruct.summarize(units)["by_weight_bits"]
+
+
+@dataclass(frozen=True)
+class TwoTowers:
+    """Images from one encoder, texts from another."""
+
+    image: Encoder
+    text: Encoder
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.image.preprocess
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.text.tokenizer
+
+    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.image.encode_image(pixels)
+
+    def encode_text(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.text.encode_text(ids)
+
+
+def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, Any]:
+    """Quantize and measure; a result that is there already with the same settings is read.
+
+    Returns:
+        `acc1` of the float model, and for `both` towers quantized and for the `image` tower alone: `acc1` and which
+        images were right, "1" or "0" each; `reconstruction` by tower and weight bits; `seconds`. A cell whose method
+        the model cannot have gives `refused`, the reason.
+    """
+    path = place.out / "cells" / f"{cell.name}.json"
+    try:
+        setup = set_up(grid, cell, place)
+    except RecipeError as error:
+        return {"cell": dataclasses.asdict(cell), "refused": str(error)}
+    settings = hash_of("cell", dump_recipe(setup.recipe), grid.dataset, cell.method, *setup.environment)
+    if path.exists():
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if result.get("settings") == settings:
+            return result
+    started = time.monotonic()
+    held = judges(setup)
+    (text, about_text), (image, about_image) = text_tower(setup, held, report), image_tower(setup, held, report)
+    plain = TorchEncoder(setup.clip)
+    encoders: dict[str, Encoder] = {
+        "float": plain,
+        "both": TwoTowers(TorchEncoder(image), TorchEncoder(text)),
+        "image": TwoTowers(TorchEncoder(image), plain),
+    }
+    task = evaluate.load_task(grid.dataset, place.root, setup.clip.preprocess)
+    predictions = evaluate.classify(encoders, task, report)
+    result = {
+        "cell": dataclasses.asdict(cell),
+        "settings": settings,
+        "predictions": {
+            name: {"acc1": p.metrics["acc1"], "right": _right(p)} for name, p in predictions.items()
+        },
+        "reconstruction": {"image": about_image, "text": about_text},
+        "seconds": round(time.monotonic() - started, 1),
+    }  # fmt: skip
+    _write(path, result)
+    return result
+
+
+def _right(prediction: evaluate.Prediction) -> str:
+    return "".join(np.where(prediction.logits.argmax(axis=1) == prediction.labels, "1", "0"))
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

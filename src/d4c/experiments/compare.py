@@ -1,0 +1,114 @@
+"""`d4c compare`: all cells of a grid, what they share made once, in several processes, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, Literal
+
+import torch
+
+from d4c.artifact.work import Report
+from d4c.errors import D4CError, RecipeError, RunError
+from d4c.experiments.cells import Place, image_set, judges, run_cell, set_up, text_tower
+from d4c.experiments.grid import REAL, Cell, Grid
+
+Kind = Literal["images", "text", "cell"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of the work that one process does by itself: an image set, a text tower, or a cell."""
+
+    kind: Kind
+    grid: Grid
+    cell: Cell
+    place: Place
+    threads: int
+
+
+def run(grid: Grid, place: Place, *, jobs: int, threads: int, report: Report) -> list[dict[str, Any]]:
+    """Do what is not done yet: first what cells share, then the cells.
+
+    Args:
+        jobs: processes; threads: of each.
+        report: called with the kind of work, pieces done and their total.
+
+    Returns:
+        a result for every cell (`cells.run_cell`), in the order of the grid.
+
+    Raises:
+        RunError: a cell failed; the others are finished first.
+    """
+    possible = [cell for cell in grid.cells if _is_possible(grid, cell, place)]
+    shared: dict[Kind, Iterable[Cell]] = {"images": _sharing_images(grid, possible), "text": _sharing_text(possible)}
+    for kind, cells in shared.items():
+        _all([Task(kind, grid, cell, place, threads) for cell in cells], jobs, report)
+    return _all([Task("cell", grid, cell, place, threads) for cell in grid.cells], jobs, report)
+
+
+def _is_possible(grid: Grid, cell: Cell, place: Place) -> bool:
+    """Whether the model can have the method; what else is wrong ends the command before any work."""
+    try:
+        set_up(grid, cell, place)
+    except RecipeError:
+        return False
+    return True
+
+
+def _sharing_images(grid: Grid, cells: Iterable[Cell]) -> Iterable[Cell]:
+    """A cell for each image set."""
+    return {(c.model, c.method, c.seed, grid.recipe(c).synthesize): c for c in cells if c.method != REAL}.values()
+
+
+def _sharing_text(cells: Iterable[Cell]) -> Iterable[Cell]:
+    """A cell for each text tower."""
+    return {(c.model, c.recipe, c.seed): c for c in cells}.values()
+
+
+def _all(tasks: list[Task], jobs: int, report: Report) -> list[dict[str, Any]]:
+    label = {"images": "image sets", "text": "text towers", "cell": "cells"}[tasks[0].kind] if tasks else ""
+    results: dict[int, dict[str, Any]] = {}
+    failures = []
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(do, task): i for i, task in enumerate(tasks)}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is not None:
+                    failures.append(error)
+                else:
+                    results[futures[future]] = future.result()
+                report(label, len(results) + len(failures), len(tasks))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failures:
+        raise RunError(f"{len(failures)} of {len(tasks)} {label} failed; the first: {failures[0]}") from failures[0]
+    return [results[i] for i in range(len(tasks))]
+
+
+def do(task: Task) -> dict[str, Any]:
+    """Do one task in this process.
+
+    Raises:
+        RunError: with the cell's name; D4C's own errors need not survive the way back.
+    """
+    torch.set_num_threads(task.threads)
+    try:
+        if task.kind == "cell":
+            return run_cell(task.grid, task.cell, task.place, _silent)
+        setup = set_up(task.grid, task.cell, task.place)
+        if task.kind == "images":
+            image_set(setup, _silent)
+        else:
+            text_tower(setup, judges(setup), _silent)
+        return {}
+    except D4CError as error:
+        raise RunError(f"{task.cell.name}: {error}") from None
+
+
+def _silent(label: str, done: int, total: int) -> None:
+    pass

@@ -1,0 +1,176 @@
+"""A grid of runs as data, read from TOML: models x recipes x methods x seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d4c.errors import RecipeError, UsageError, nearest
+from d4c.recipes import Recipe, load_recipe
+from d4c.recipes.methods import METHODS, with_method
+
+MAX_SYNTHESIS_RATE = 0.2
+# Methods beside `recipes.methods`: the user's own pictures, what the recipe says, and the paper's comparison.
+REAL, OWN, BASELINE = "real", "recipe", "baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run.
+
+    Args:
+        recipe: a shipped recipe's name, or a path; label: how tables call it.
+        method: "real", "recipe", "baseline" (BNS for ResNets, PSE for ViTs) or a name of `recipes.methods`.
+    """
+
+    model: str
+    recipe: str
+    label: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For files and messages."""
+        return f"{self.model}-{self.label}-{self.method}-{self.seed}".replace("/", "-").replace(":", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What `d4c compare` does.
+
+    Args:
+        dataset: what accuracy is measured on; cells: in the order of the file, none twice.
+        synthesis_factor, reconstruction_factor: how many times fewer steps than the recipes say (`scaled`).
+        overrides: `section.key=value`, for all recipes.
+    """
+
+    name: str
+    dataset: str
+    cells: tuple[Cell, ...]
+    synthesis_factor: float = 1.0
+    reconstruction_factor: float = 1.0
+    overrides: tuple[str, ...] = ()
+
+    def recipe(self, cell: Cell) -> Recipe:
+        """The recipe of a cell, its method's settings in place, scaled."""
+        recipe = load_recipe(cell.recipe, self.overrides)
+        if cell.method in METHODS:
+            recipe = dataclasses.replace(recipe, synthesize=with_method(recipe.synthesize, cell.method))
+        return scaled(recipe, self.synthesis_factor, self.reconstruction_factor)
+
+
+def scaled(recipe: Recipe, synthesis: float, reconstruction: float) -> Recipe:
+    """Fewer steps: synthesis divided by one factor, reconstruction by another.
+
+    Synthesis with k times fewer steps learns sqrt(k) times faster, up to a rate of 0.2. The rate of rounding variables
+    follows from the iterations (`Reconstruct.rounding_learning_rate`).
+    """
+    config = recipe.synthesize
+    rate = max(config.learning_rate, min(MAX_SYNTHESIS_RATE, config.learning_rate * math.sqrt(synthesis)))
+    steps = max(config.rounds, round(config.steps / synthesis)) if config.steps else 0
+    iterations = max(1, round(recipe.reconstruct.iterations / reconstruction))
+    return dataclasses.replace(
+        recipe,
+        synthesize=dataclasses.replace(config, steps=steps, learning_rate=rate),
+        reconstruct=dataclasses.replace(recipe.reconstruct, iterations=iterations),
+    )
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid.
+
+        dataset = "wds/tiny-imagenet"
+        seeds = [0, 1, 2]
+        synthesis_factor = 30
+        reconstruction_factor = 100
+        [set]                                   # keys of every recipe
+        synthesize.images = 64
+        [[run]]                                 # as many as there are
+        models = ["tiny"]
+        recipes = ["paper-w4a8", "mine.toml"]   # files lie beside the grid
+        methods = ["real", "noise", "baseline", "d4c-3"]
+
+    Raises:
+        UsageError: the file cannot be read, a key is unknown or missing, or has a value of the wrong kind.
+        UnknownNameError, RecipeError: a recipe or a method that does not exist.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    _check_keys(data, ("dataset", "seeds", "synthesis_factor", "reconstruction_factor", "set", "run"), f"{path}")
+    seeds = _list(data, "seeds", int, f"{path}")
+    cells: dict[Cell, None] = {}
+    for run in data.get("run", []):
+        where = f"{path} [[run]]"
+        _check_keys(run, ("models", "recipes", "methods"), where)
+        for model in _list(run, "models", str, where):
+            for recipe in _list(run, "recipes", str, where):
+                for method in _list(run, "methods", str, where):
+                    cells |= {_cell(model, recipe, method, seed, path): None for seed in seeds}
+    if not cells:
+        raise UsageError(f"{path}: no [[run]]")
+    factors = {
+        key: _factor(data.get(key, 1), f"{path}: {key}") for key in ("synthesis_factor", "reconstruction_factor")
+    }
+    if not isinstance(data.get("dataset"), str):
+        raise UsageError(f'{path}: dataset is missing, as in dataset = "wds/tiny-imagenet"')
+    grid = Grid(path.stem, data["dataset"], tuple(cells), overrides=_flat(data.get("set", {}), f"{path}"), **factors)
+    for cell in grid.cells:
+        grid.recipe(cell)
+    return grid
+
+
+def _cell(model: str, recipe: str, method: str, seed: int, path: Path) -> Cell:
+    known = (*METHODS, REAL, OWN, BASELINE)
+    if method not in known:
+        raise RecipeError(_unknown(f"{path}", "method", method, known))
+    is_file = recipe.endswith((".toml", ".yaml", ".yml"))
+    label = Path(recipe).stem if is_file else recipe
+    return Cell(model, str(path.parent / recipe) if is_file else recipe, label, method, seed)
+
+
+def _list(data: Any, key: str, kind: type, where: str) -> list[Any]:
+    values = data.get(key)
+    if not isinstance(values, list) or not values or not all(type(v) is kind for v in values):
+        raise UsageError(f"{where}: {key} is a list of {'numbers' if kind is int else 'names'}")
+    return values
+
+
+def _factor(value: Any, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value < math.inf:
+        raise UsageError(f"{where} is a number from 1; got {value!r}")
+    return float(value)
+
+
+def _flat(table: Any, where: str) -> tuple[str, ...]:
+    """Nested tables as `section.key=value`."""
+    overrides = []
+    for section, value in table.items() if isinstance(table, Mapping) else ():
+        pairs = value.items() if isinstance(value, Mapping) else (("", value),)
+        for key, given in pairs:
+            if isinstance(given, list | Mapping):
+                raise UsageError(f"{where} [set]: {section}.{key} is no single value")
+            written = f'"{given}"' if isinstance(given, str) else str(given).lower()
+            overrides.append(f"{section}{'.' if key else ''}{key}={written}")
+    return tuple(overrides)
+
+
+def _check_keys(data: Any, known: tuple[str, ...], where: str) -> None:
+    if not isinstance(data, dict):
+        raise UsageError(f"{where}: write a table")
+    for key in data:
+        if key not in known:
+            raise UsageError(_unknown(where, "key", key, known))
+
+
+def _unknown(where: str, kind: str, given: str, known: tuple[str, ...]) -> str:
+    close = nearest(given, known)
+    guess = f"; did you mean '{close}'?" if close else "."
+    return f"{where}: unknown {kind} '{given}'{guess} Known: {', '.join(known)}"
