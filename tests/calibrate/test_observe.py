@@ -14,7 +14,7 @@ from d4c.models.sites import TensorSite
 from d4c.quantizers.functional import fake_quantize
 from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
 from d4c.quantizers.pair_safe import is_pair_safe, pair_safe_span
-from d4c.quantizers.range_search import lp_range, lp_range_brute_force
+from d4c.quantizers.range_search import lp_range, lp_range_brute_force, minmax_range
 from d4c.quantizers.scheme import Scheme, resolve_scheme
 from d4c.recipes import Calibrate, Recipe, Rule, load_recipe
 
@@ -213,3 +213,67 @@ def test_weight_only_recipes_need_no_ranges_of_tensors(tiny_clip: Clip) -> None:
     ranges = calibrate.run(tiny_clip, images(1), texts(tiny_clip.tokenizer, 1), scheme_of(tiny_clip, "w4"), Calibrate())
     assert (ranges.tensors, ranges.inputs) == ({}, {})
     assert ranges.weights
+
+
+def test_only_the_first_samples_are_seen(tiny_clip: Clip) -> None:
+    scheme, ids = scheme_of(tiny_clip, "w8a8"), texts(tiny_clip.tokenizer)
+    few = calibrate.run(tiny_clip, images(), ids, scheme, Calibrate(range="minmax", samples=8))
+    first = ImageSet.unlabelled(images().pixels[:8], "first")
+    for site, grid in calibrate.run(tiny_clip, first, ids[:8], scheme, MINMAX).tensors.items():
+        assert_same_grid(few.tensors[site], grid)
+    everything = calibrate.run(tiny_clip, images(), ids, scheme, MINMAX).tensors
+    assert any(not torch.equal(few.tensors[site].scale, everything[site].scale) for site in everything)
+
+
+def test_padding_is_seen_where_it_counts(tiny_clip: Clip) -> None:
+    scheme, ids = scheme_of(tiny_clip, "w8a8"), texts(tiny_clip.tokenizer, 8)
+    ids = torch.nn.functional.pad(ids, (0, tiny_clip.config.text.context_length - ids.shape[1]))
+    found = [
+        calibrate.run(tiny_clip, images(4), given, scheme, Calibrate(range="minmax", padding=padding), towers=["text"])
+        for padding in (False, True)
+        for given in (ids, change_dead_tokens(ids))
+    ]
+    site = "text.blocks.0.mlp.hidden"
+    assert torch.equal(found[0].tensors[site].scale, found[1].tensors[site].scale)
+    assert not torch.equal(found[2].tensors[site].scale, found[3].tensors[site].scale)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_tower_is_calibrated_by_itself(tower: str, tiny_clip: Clip) -> None:
+    scheme, ids = scheme_of(tiny_clip, "w4a8"), texts(tiny_clip.tokenizer, 8)
+    both = calibrate.run(tiny_clip, images(4), ids, scheme, MINMAX)
+    one = calibrate.run(tiny_clip, images(4), ids, scheme, MINMAX, towers=[tower])  # type: ignore[list-item]
+    for kind in ("weights", "tensors"):
+        sites = [site for site in getattr(both, kind) if site.startswith(tower)]
+        assert list(getattr(one, kind)) == sites
+        assert all(torch.equal(getattr(one, kind)[s].scale, getattr(both, kind)[s].scale) for s in sites)
+
+
+@pytest.mark.parametrize(("weight_range", "num_bits", "searched"), [
+    ("auto", 8, False), ("auto", 4, True), ("lp", 8, True), ("minmax", 4, False)
+])  # fmt: skip
+def test_weights_are_searched_as_the_recipe_says(
+    weight_range: str, num_bits: int, searched: bool, tiny_clip: Clip
+) -> None:
+    recipe = Recipe("r", weight_symmetric=False, rules=(Rule("image.projection", weight_bits=num_bits),))
+    config = Calibrate(range="lp", weight_range=weight_range)  # type: ignore[arg-type]
+    ranges = calibrate.run(tiny_clip, images(2), texts(tiny_clip.tokenizer, 2), scheme_of(tiny_clip, recipe), config)
+    rows = tiny_clip.get_submodule("image.projection").weight.detach()
+    expected = (lp_range if searched else minmax_range)(rows, IntegerGrid(num_bits, symmetric=False))
+    torch.testing.assert_close(ranges.weights["image.projection"].scale, expected.scale)
+
+
+def test_the_papers_ranges_are_those_of_brute_force(tiny_clip: Clip) -> None:
+    # A histogram's shortlist, scored again on every value, loses at most 1 % to all 25,600 candidates.
+    ids = texts(tiny_clip.tokenizer, 8)
+    recipe = load_recipe("paper-w4a8")
+    scheme = scheme_of(tiny_clip, recipe)
+    ranges = calibrate.run(tiny_clip, images(8), ids, scheme, recipe.calibrate, towers=["image"])
+    layer, site = "image.blocks.0.attention.out", "image.blocks.0.attention.context"  # per tensor
+    values = seen_at_once(tiny_clip, [site], images(8).pixels, ids)[site].reshape(1, -1)
+    grid, found = IntegerGrid(8, symmetric=False), ranges.inputs[layer]
+    best = lp_range_brute_force(values, grid)
+    errors = [
+        (values - fake_quantize(values, a.scale, a.zero_point, grid)).abs().pow(2.4).mean() for a in (found, best)
+    ]
+    assert errors[0] <= 1.01 * errors[1]

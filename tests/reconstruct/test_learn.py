@@ -11,7 +11,15 @@ from d4c.quantizers.grids import IntegerGrid, place_grid
 from d4c.quantizers.layers import QuantLinear, UniformQuantizer
 from d4c.quantizers.pair_safe import is_pair_safe, pair_safe_span
 from d4c.recipes import Reconstruct
-from d4c.reconstruct.learn import DroppingQuantizer, Learned, Samples, learn, lsq_scale, unit_error
+from d4c.reconstruct.learn import (
+    DroppingQuantizer,
+    Learned,
+    Samples,
+    error_over_dim1,
+    learn,
+    lsq_scale,
+    unit_error,
+)
 from d4c.reconstruct.units import SharedInput, Unit
 
 CONFIG = Reconstruct(iterations=600)
@@ -165,3 +173,15 @@ def test_inputs_are_mixed_from_both_streams() -> None:
     kept, dropped = (fit(unit, silent, replace(CONFIG, keep_quantized=p)).codes["layer"] for p in (1.0, 1e-6))
     assert torch.equal(kept, unit.grid_weight("layer").codes())
     assert error_of(unit, plain, dropped) < 0.5 * error_of(unit, plain, kept)
+
+
+def test_the_authors_error_sums_over_dimension_1() -> None:
+    y, target = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.zeros(1, 2, 2)  # [sample, token, channel]
+    # Over tokens: 1 + 9 and 4 + 16; their mean 15. Over channels it would be 5 and 25: the same mean, but per token.
+    assert error_over_dim1(y, target).item() == pytest.approx(15)
+    longer = torch.cat([y, y], dim=1)  # twice the tokens weigh twice against the rounding term (Q20)
+    assert error_over_dim1(longer, torch.zeros(1, 4, 2)).item() == pytest.approx(30)
+    pooled = torch.tensor([[1.0, 2.0, 2.0]])  # [sample, channel]: one token, so a plain mean of squares
+    assert error_over_dim1(pooled, torch.zeros(1, 3)).item() == pytest.approx(3)
+    maps = torch.ones(2, 3, 4, 4)  # [sample, channel, height, width]: the sum over channels
+    assert error_over_dim1(maps, torch.zeros(2, 3, 4, 4)).item() == pytest.approx(3)

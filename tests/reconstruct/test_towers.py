@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from d4c.artifact import Work
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
+from d4c.models.parts import TowerName
 from d4c.quantizers.pair_safe import is_pair_safe
 from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import Calibrate, Recipe, Reconstruct, Rule, load_recipe
@@ -26,8 +28,10 @@ def pictures(num: int, seed: int) -> ImageSet:
 class Case:
     """A float model, its wrapped counterpart, and all that `run` needs."""
 
-    def __init__(self, clip: Clip, ids: Tensor, recipe: str | Recipe = "w4a8", images: int = 6) -> None:
-        self.clip = fold_batchnorm(clip)
+    def __init__(
+        self, clip: Clip, ids: Tensor, recipe: str | Recipe = "w4a8", images: int = 6, fold: bool = True
+    ) -> None:
+        self.clip = fold_batchnorm(clip) if fold else clip
         scheme = resolve_scheme(load_recipe(recipe, []) if isinstance(recipe, str) else recipe, sites_of(self.clip))
         self.images, self.held, self.ids, self.held_ids = pictures(images, 1), pictures(4, 2), ids[:4], ids[4:]
         ranges = calibrate.run(self.clip, self.images, self.ids, scheme, Calibrate(range="minmax"))
@@ -166,3 +170,54 @@ def test_the_summary_by_hand() -> None:
     )
     assert summary["by_weight_bits"]["8"]["error_ratio"] == 1
     assert [unit["name"] for unit in summary["units"]] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("tower", "other"), [("image", "text"), ("text", "image")])
+def test_a_tower_alone_is_what_it_is_beside_the_other(case: Case, tower: TowerName, other: TowerName) -> None:
+    both, _ = case.run(SHORT)
+    alone, reports = reconstruct.run(
+        case.clip, case.quantized, case.images, case.ids, case.held, case.held_ids, SHORT, seed=3, towers=[tower]
+    )
+    assert_same_tower(alone, both, tower)
+    assert_same_tower(alone, case.quantized, other)
+    assert {r.name.partition(".")[0] for r in reports} == {tower}
+
+
+def assert_same_tower(first: Clip, second: Clip, tower: str) -> None:
+    one, two = first.get_submodule(tower).state_dict(), second.get_submodule(tower).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_without_a_gate_every_learned_rounding_stays(tiny_clip: Clip, ids: Tensor) -> None:
+    case = Case(tiny_clip, ids, images=2)
+    harsh = Reconstruct(iterations=20, batch=1, rounding_weight=100.0)  # decides long before it has learned
+    gated, free = case.run(harsh)[1], case.run(dataclasses.replace(harsh, gate=False))[1]
+    assert any(not report.kept for report in gated)
+    assert all(report.kept for report in free)
+
+
+def test_the_paper_learns_layers_of_transformers_and_blocks_of_resnets(
+    tiny_clip: Clip, tiny_resnet: Clip, ids: Tensor
+) -> None:
+    per_block = ["attention.q", "attention.k", "attention.v", "attention.out", "mlp.fc1", "mlp.fc2"]
+    text = [f"text.blocks.{i}.{layer}" for i in range(2) for layer in per_block]
+    image = [f"image.blocks.{i}.{layer}" for i in range(2) for layer in per_block]
+    config = dataclasses.replace(load_recipe("paper-w4a8").reconstruct, iterations=1)
+    assert [r.name for r in Case(tiny_clip, ids, "paper-w4a8").run(config)[1]] == [*image, *text]
+    blocks = [f"image.layer{i}.0" for i in (1, 2, 3, 4)] + [f"image.pool.{layer}" for layer in ("q", "k", "v", "out")]
+    resnet = Case(tiny_resnet, ids, "paper-w4a8", fold=False)
+    assert [r.name for r in resnet.run(config)[1]] == [*blocks, *text]
+
+
+def test_padding_counts_only_where_the_recipe_says_so(tiny_clip: Clip, ids: Tensor) -> None:
+    case, units = Case(tiny_clip, ids, "paper-w4a8"), []
+    after_end = torch.arange(ids.shape[1]) > ids.argmax(dim=-1, keepdim=True)
+    for texts in (ids, torch.where(after_end, 1000, ids)):
+        for padding in (False, True):
+            quantized, _ = reconstruct.run(
+                case.clip, case.quantized, case.images, texts[:4], case.held, texts[4:], SHORT, padding=padding,
+                towers=["text"],
+            )  # fmt: skip
+            units.append(quantized.get_submodule("text.blocks.0.mlp.fc1").weight.values)
+    assert torch.equal(units[0], units[2])
+    assert not torch.equal(units[1], units[3])
