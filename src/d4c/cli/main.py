@@ -16,6 +16,7 @@ from d4c.cli.inspect import inspect
 from d4c.cli.models import models
 from d4c.cli.quantize import quantize
 from d4c.cli.recipes import recipes
+from d4c.cli.reproduce import reproduce
 from d4c.cli.synthesize import synthesize
 from d4c.errors import D4CError
 
@@ -30,6 +31,10 @@ app = typer.Typer(
 )
 for command in (quantize, synthesize, evaluate, inspect, models, recipes, compare):
     app.command()(command)
+# Its flags are the paper's, read by a parser of its own.
+app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    reproduce
+)
 
 
 def _print_version(wanted: bool) -> None:

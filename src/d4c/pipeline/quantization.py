@@ -151,23 +151,45 @@ def prepare(
     folder = Path(out) if out is not None else Path(f"{model.replace('/', '-').replace(':', '-')}-{resolved.name}")
     check_writable(folder)
     bank = read_prompts(Path(prompts)) if prompts is not None else None
-    clip = load(model, pretrained).to(target)
-    scheme = resolve_scheme(resolved, sites_of(clip))
-    if images is None:
-        synthesize.check_objectives(clip, resolved.synthesize)
-    given = _given_images(images, clip, resolved, seed)
-    bank, held_bank = split_bank(bank or default_bank(model, resolved), resolved)
     templates = load_templates(resolved.calibrate.templates)
+    clip = load(model, pretrained).to(target)
+    given = _given_images(images, clip, resolved, seed)
+    return make_job(
+        clip, resolved, bank or default_bank(model, resolved), templates, given, folder,
+        seed=seed, keep_images=keep_images, fresh=fresh,
+    )  # fmt: skip
+
+
+def make_job(
+    clip: Clip,
+    recipe: Recipe,
+    bank: PromptBank,
+    templates: tuple[str, ...],
+    images: ImageSet | None,
+    out: Path,
+    *,
+    seed: int,
+    keep_images: bool,
+    fresh: bool,
+) -> Job:
+    """A job of what was looked up already; arguments as in `Job`.
+
+    Args:
+        bank: all names; the recipe says whether some are held out.
+
+    Raises:
+        RecipeError: the model cannot have what the recipe asks for.
+        UsageError: `out` holds something else, or an artifact made with other settings.
+    """
+    scheme = resolve_scheme(recipe, sites_of(clip))
+    if images is None:
+        synthesize.check_objectives(clip, recipe.synthesize)
+    bank, held_bank = split_bank(bank, recipe)
+    pixels = None if images is None else tensor_hash(images.pixels)
     settings = hash_of(
-        clip.fingerprint,
-        clip.preprocess,
-        dump_recipe(resolved),
-        seed,
-        bank.prompts,
-        templates,
-        None if given is None else tensor_hash(given.pixels),
-    )
-    job = Job(clip, resolved, scheme, bank, held_bank, templates, given, folder, seed, keep_images, settings)
+        clip.fingerprint, clip.preprocess, dump_recipe(recipe), seed, bank.prompts, templates, pixels
+    )  # fmt: skip
+    job = Job(clip, recipe, scheme, bank, held_bank, templates, images, out, seed, keep_images, settings)
     _check_finished(job, fresh)
     return job
 
