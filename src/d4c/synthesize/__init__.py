@@ -1,6 +1,6 @@
 """The stage that makes images: procedures, or optimisation against the model itself."""
 
-from d4c.synthesize.held_out import held_out_sets, user_cache
+from d4c.synthesize.held_out import held_out_sets
 from d4c.synthesize.optimize import procedural, run
 
-__all__ = ["held_out_sets", "procedural", "run", "user_cache"]
+__all__ = ["held_out_sets", "procedural", "run"]
