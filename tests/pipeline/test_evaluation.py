@@ -64,31 +64,30 @@ def measured(model: str, dataset: str, root: Path, **arguments: Any) -> dict[str
     )
 
 
+CLASSES = {"acc1", "acc5", "mean_per_class_recall"}
+RECALLS = {f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 3)}
+
+
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-@pytest.mark.parametrize(("dataset", "keys"), [
-    ("wds/colours", {"acc1", "acc5", "mean_per_class_recall"}),
-    ("wds/said", {"image_retrieval_recall@1", "text_retrieval_recall@1", "image_retrieval_recall@3",
-                  "text_retrieval_recall@3"}),
-])  # fmt: skip
 def test_an_artifact_stands_beside_its_float_model_which_is_computed_once(
-    dataset: str, keys: set[str], kind: str, encoded: list[str], request: pytest.FixtureRequest, root: Path,
-    tmp_path: Path,
-) -> None:  # fmt: skip
+    kind: str, encoded: list[str], request: pytest.FixtureRequest, root: Path, tmp_path: Path
+) -> None:
     model = f"local-dir:{request.getfixturevalue(f'{kind}_folder')}"
-    first = artifact(model, tmp_path / "a")
-    encoded.clear()
-    alone = measured(model, dataset, root, recall_k=[1, 3])
-    assert {call.split()[0] for call in encoded} == {"float"}
-    assert set(alone["results"][0]["metrics"]) == keys
-    encoded.clear()
-    beside = measured(first, dataset, root, recall_k=[1, 3])
-    assert {call.split()[0] for call in encoded} == {"quantized"}  # the artifact's own forward, nothing else
-    assert beside["results"][0] == alone["results"][0]
-    assert (beside["results"][0]["model"], beside["results"][1]["model"]) == (model, first)
-    assert set(beside["results"][1]["metrics"]) == keys
-    for metric in keys - {"acc5", "mean_per_class_recall"}:
-        before, after = (r["metrics"][metric] for r in beside["results"])
-        assert beside["paired"][f"{metric}_difference"] == pytest.approx(after - before)
+    folder = artifact(model, tmp_path / "a")
+    for dataset, keys in (("wds/colours", CLASSES), ("wds/said", RECALLS)):
+        encoded.clear()
+        alone = measured(model, dataset, root, recall_k=[1, 3])
+        assert {call.split()[0] for call in encoded} == {"float"}
+        assert set(alone["results"][0]["metrics"]) == keys
+        encoded.clear()
+        beside = measured(folder, dataset, root, recall_k=[1, 3])
+        assert {call.split()[0] for call in encoded} == {"quantized"}  # the artifact's own forward, nothing else
+        assert beside["results"][0] == alone["results"][0]
+        assert (beside["results"][0]["model"], beside["results"][1]["model"]) == (model, folder)
+        assert set(beside["results"][1]["metrics"]) == keys
+        for metric in keys - {"acc5", "mean_per_class_recall"}:
+            before, after = (r["metrics"][metric] for r in beside["results"])
+            assert beside["paired"][f"{metric}_difference"] == pytest.approx(after - before)
 
 
 def test_another_model_and_other_threads_are_computed_anew(
