@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d4c.artifact import Work
+from d4c.artifact import Work, user_cache
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -99,3 +99,13 @@ def test_parts_report_to_the_same_ear(tmp_path: Path) -> None:
     work = Work(tmp_path, lambda *what: heard.append(what))
     work.within("image").within("blocks").report("learn", 3, 10)
     assert heard == [("learn", 3, 10)]
+
+
+def test_the_users_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert user_cache() == Path("/somewhere/d4c")
+    monkeypatch.setenv("D4C_CACHE", "/elsewhere")
+    assert user_cache() == Path("/elsewhere")
+    monkeypatch.delenv("D4C_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert user_cache() == Path.home() / ".cache" / "d4c"

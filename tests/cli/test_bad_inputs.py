@@ -82,6 +82,27 @@ def test_missing_folder(refused: Refused) -> None:
     refused(2, "nowhere", "evaluate", "nowhere")
 
 
+def test_data_sets_that_are_not_there(refused: Refused, vit_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    model = f"local-dir:{vit_folder}"
+    refused(2, "needs --root", "evaluate", model, "--dataset", "cifar10")
+    refused(2, "no such folder", "evaluate", model, "--dataset", "cifar10", "--root", "nowhere")
+    for name, words in (
+        ("cifar10", "expected the folder cifar-10-batches-py or cifar-10-python.tar.gz"),
+        ("cifar100", "expected the folder cifar-100-python or cifar-100-python.tar.gz"),
+        ("imagenet1k", "expected val/WNID/*.JPEG, or ILSVRC2012_devkit_t12.tar.gz and ILSVRC2012_img_val.tar"),
+        ("flickr8k", "expected flickr8k_test_karpathy.txt"),
+        ("wds/x", "looked for x and wds_x"),
+        ("cifar1", "did you mean 'cifar10'?"),
+    ):
+        refused(2, words, "evaluate", model, "--dataset", name, "--root", "data")
+
+
+@pytest.mark.parametrize("numbers", ["0", "-1", "", "1,,5", "five", "1.5"])
+def test_recalls_that_are_no_numbers(numbers: str, refused: Refused) -> None:
+    refused(2, "--recall-k takes whole numbers", "evaluate", "tiny", f"--recall-k={numbers}")
+
+
 def test_truncated_safetensors(refused: Refused, vit_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(vit_folder, tmp_path / "cut")
     weights = tmp_path / "cut" / "open_clip_model.safetensors"

@@ -1,3 +1,4 @@
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 
 from d4c.cli.main import main
 from d4c.recipes import recipe_names
+from evaluate.painter import COLOURS, flat, write_set
 
 Run = Callable[..., str]
 SMALL = [x for o in ("images=4", "batch=2", "steps=2") for x in ("--set", f"synthesize.{o}")]
@@ -40,6 +42,29 @@ def test_quantize_then_inspect_then_evaluate(run: Run, vit_folder: Path, tmp_pat
     assert manifest["content_sha256"] in run("inspect", "a")
     figures = json.loads(run("evaluate", "a", "--json"))
     assert figures["worst"] == summary["evaluation"]["worst"]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_evaluate_on_a_set_of_classes_and_on_one_of_captions(run: Run, vit_folder: Path, tmp_path: Path) -> None:
+    pictures = [flat(colour) for colour in COLOURS.values()]
+    write_set(tmp_path / "d" / "wds_colours", [(p, str(i)) for i, p in enumerate(pictures)])
+    said = list(zip(pictures, COLOURS, strict=True))
+    write_set(tmp_path / "d" / "said", said, label="txt", names=None, templates=None, kind="retrieval")
+    (tmp_path / "d" / "said" / "test").rename(tmp_path / "d" / "said" / "val")
+    quick = ["--set", "synthesize.images=2", "--set", "reconstruct.method=none"]
+    run("quantize", f"local-dir:{vit_folder}", "--recipe", "w8", "--images", "noise", "--out", "a", *quick)
+    colours = ["--dataset", "wds/colours", "--root", "d"]
+    captions = ["--dataset", "wds/said", "--root", "d", "--split", "val", "--recall-k", "6,1"]
+    for model, count in ((f"local-dir:{vit_folder}", 1), ("a", 2)):
+        assert len(json.loads(run("evaluate", model, *colours, "--json"))["results"]) == count
+        (metrics, *_) = [r["metrics"] for r in json.loads(run("evaluate", model, *captions, "--json"))["results"]]
+        assert [*metrics] == [f"{way}_retrieval_recall@{k}" for k in (1, 6) for way in ("image", "text")]
+        assert metrics["text_retrieval_recall@6"] == 1
+    table = run("evaluate", "a", *captions)
+    assert "image_retrieval_recall@6" in table
+    assert "changed hits" in table
+    assert "changed predictions" in run("evaluate", "a", *colours)
+    gc.collect()
 
 
 def test_default_folder_is_model_and_recipe(run: Run, vit_folder: Path, tmp_path: Path) -> None:

@@ -1,169 +1,36 @@
-"""Small sets in CLIP_benchmark's layout, and an encoder that knows nothing but colours."""
-
 import contextlib
-import gc
-import io
 import json
-import tarfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from clip_benchmark.metrics import zeroshot_classification as clip_benchmark
-from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
-from d4c.errors import D4CError, RunError, UnknownNameError, UsageError
-from d4c.evaluate import ImageTask, Prediction, classify, load_task, paired, result_json
-from d4c.inputs import Preprocess
+from d4c.errors import UsageError
+from d4c.evaluate import ImageTask, Prediction, classify, paired, predict, result_json, zero_shot_classifier
+from evaluate.painter import (
+    COLOURS,
+    LABELS,
+    SHOWN,
+    SIZE,
+    TEMPLATES,
+    Loader,
+    Names,
+    Oracle,
+    Painter,
+    encoded,
+    load,
+    silent,
+    write_set,
+)
 
 # webdataset leaves its shards to the garbage collector to close.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
-COLOURS = {
-    "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "cyan": (0, 255, 255),
-    "pink": (255, 0, 255),
-}  # fmt: skip
-TEMPLATES = ["a {c} thing", "the {c} thing", "{c}"]
-SIZE = 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collected() -> Iterator[None]:
-    """What webdataset left open is closed while its warnings are ignored."""
-    yield
-    gc.collect()
-
-
-def silent(_: str, __: int, ___: int) -> None:
-    pass
-
-
-class Names:
-    """A tokenizer: the index of the colour in a text, and which template it is in."""
-
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        ids = []
-        for text in texts:
-            name = next(c for c in COLOURS if c in text)
-            ids.append([list(COLOURS).index(name), TEMPLATES.index(text.replace(name, "{c}"))])
-        return np.array(ids)
-
-
-@dataclass(frozen=True)
-class Painter:
-    """Pictures to their mean colour, texts to the colour they name, both around grey; templates differ in length.
-
-    Args:
-        blind: channels that are not seen.
-    """
-
-    blind: tuple[int, ...] = ()
-
-    @property
-    def preprocess(self) -> Preprocess:
-        return Preprocess(SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-
-    @property
-    def tokenizer(self) -> Any:
-        return Names()
-
-    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        z = 3 * pixels.mean(axis=(2, 3))  # [image, channel] from -3 to 3
-        z[:, list(self.blind)] = 0
-        return z
-
-    def encode_text(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        z = np.array(list(COLOURS.values()), np.float32)[ids[:, 0]] / 127.5 - 1  # [text, channel] of -1 and 1
-        turned = z + np.eye(3, dtype=np.float32)[ids[:, 1]] / 2  # each template leans another way
-        return turned * (1 + 5 * ids[:, 1:]).astype(np.float32)
-
-
-def encoded(picture: Image.Image, suffix: str = "png") -> bytes:
-    file = io.BytesIO()
-    picture.save(file, {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[suffix])
-    return file.getvalue()
-
-
-def flat(colour: tuple[int, int, int], size: tuple[int, int] = (12, 9)) -> bytes:
-    return encoded(Image.new("RGB", size, colour))
-
-
-def write_set(
-    folder: Path, samples: Sequence[tuple[bytes, str]], *, shards: int = 1, suffix: str = "png", label: str = "cls",
-    names: Sequence[str] | None = tuple(COLOURS), templates: Sequence[str] | None = TEMPLATES, kind: str | None = None,
-) -> Path:  # fmt: skip
-    """Pairs of image bytes and labels as CLIP_benchmark's exporter lays them out."""
-    (folder / "test").mkdir(parents=True)
-    (folder / "test" / "nshards.txt").write_text(str(shards))
-    for file, lines in (("classnames", names), ("zeroshot_classification_templates", templates)):
-        if lines is not None:
-            (folder / f"{file}.txt").write_text("\n".join(lines))
-    if kind is not None:
-        (folder / "dataset_type.txt").write_text(kind)
-    for shard in range(shards):
-        with tarfile.open(folder / "test" / f"{shard}.tar", "w") as tar:
-            for i in range(shard, len(samples), shards):
-                for name, data in (
-                    (f"s{i:07}.{suffix}", samples[i][0]),
-                    (f"s{i:07}.{label}", samples[i][1].encode("latin-1")),
-                ):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-    return folder
-
-
-# Ten pictures; 3 and 7 carry a wrong label, so a seeing encoder has 8 of 10 right.
-SHOWN = [0, 1, 2, 3, 4, 5, 0, 1, 2, 0]
-LABELS = [0, 1, 2, 4, 4, 5, 0, 5, 2, 0]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A folder with the set `wds_colours` in it."""
-    colours = list(COLOURS.values())
-    samples = [(flat(colours[c]), str(label)) for c, label in zip(SHOWN, LABELS, strict=True)]
-    write_set(tmp_path / "data" / "wds_colours", samples)
-    return tmp_path / "data"
-
-
-def load(root: Path, name: str = "wds/colours") -> ImageTask:
-    return load_task(name, root, Painter().preprocess)
-
-
-def test_a_set_is_read_with_its_names_templates_and_labels_in_order(root: Path) -> None:
-    task = load(root)
-    assert (task.name, task.classnames, task.templates) == ("wds/colours", tuple(COLOURS), tuple(TEMPLATES))
-    pixels, labels = zip(*task.samples, strict=True)
-    assert list(labels) == LABELS
-    assert all(p.shape == (3, SIZE, SIZE) and p.dtype == np.float32 for p in pixels)
-    assert pixels[3][:, 0, 0].tolist() == [1, 1, -1]  # yellow in normalised space
-
-
-def test_every_shard_is_read(tmp_path: Path) -> None:
-    samples = [(flat((255, 0, 0)), str(i % 6)) for i in range(7)]
-    write_set(tmp_path / "wds_shards", samples, shards=3)
-    labels = [label for _, label in load(tmp_path, "wds/shards").samples]
-    assert sorted(labels) == [0, 0, 1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
-def test_pictures_of_any_kind_become_rgb(suffix: str, mode: str, tmp_path: Path) -> None:
-    if mode == "P" and suffix != "png":
-        pytest.skip("has no palettes")
-    picture = Image.new("RGB", (20, 10), (200, 200, 200))
-    picture = picture.quantize(2) if mode == "P" else picture.convert(mode)
-    write_set(tmp_path / "wds_kinds", [(encoded(picture, suffix), "0")], suffix=suffix)
-    ((pixels, _),) = load(tmp_path, "wds/kinds").samples
-    np.testing.assert_allclose(pixels, np.full((3, SIZE, SIZE), 200 / 127.5 - 1), atol=0.02)
 
 
 def test_the_right_answers_are_found_in_batches_that_do_not_divide_the_set(root: Path) -> None:
@@ -187,34 +54,6 @@ def test_logits_are_a_hundred_times_the_cosine_with_the_mean_of_unit_prompts() -
     task = ImageTask("t", [(pixels, 0)], 1, ("red", "green"), tuple(TEMPLATES))
     expected = 100 * red @ np.array([1, -1, -1]) / (np.linalg.norm(red) * np.sqrt(3))
     assert classify({"m": Painter()}, task, silent)["m"].logits[0, 0] == pytest.approx(expected, rel=1e-5)
-
-
-class Oracle(torch.nn.Module):
-    """The same encoder as CLIP_benchmark wants it."""
-
-    def __init__(self, painter: Painter) -> None:
-        super().__init__()
-        self.painter = painter
-
-    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.painter.encode_image(pixels.numpy()))
-
-    def encode_text(self, ids: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.painter.encode_text(ids.numpy()))
-
-
-class Loader:
-    """All of a task in batches of three, as CLIP_benchmark wants it."""
-
-    def __init__(self, task: ImageTask) -> None:
-        self.dataset = self
-        self.classes = task.classnames
-        self.samples = list(task.samples)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for i in range(0, len(self.samples), 3):
-            pixels, labels = zip(*self.samples[i : i + 3], strict=True)
-            yield torch.from_numpy(np.stack(pixels)), torch.tensor(labels)
 
 
 @pytest.fixture
@@ -299,7 +138,34 @@ def test_records_have_clip_benchmarks_keys(root: Path) -> None:
     assert json.loads(json.dumps(record)) == record
 
 
-# Against float.
+def test_a_classifier_can_be_made_first_and_given_back(root: Path) -> None:
+    task, encoder = load(root), Painter()
+    classifier = zero_shot_classifier(encoder, task, silent)
+    assert classifier.shape == (3, len(COLOURS))  # [embedding, class]
+    np.testing.assert_allclose(np.linalg.norm(classifier, axis=0), 1, rtol=1e-6)
+    again = predict({"m": encoder}, {"m": classifier}, task, silent)["m"]
+    assert again.logits.tobytes() == classify({"m": encoder}, task, silent)["m"].logits.tobytes()
+    # Turned by one class, every picture is taken for the colour before its own.
+    turned = predict({"m": encoder}, {"m": np.roll(classifier, -1, axis=1)}, task, silent)["m"]
+    assert turned.logits.argmax(axis=1).tolist() == [(c - 1) % 6 for c in SHOWN]
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (3, 5)])
+def test_a_classifier_that_does_not_fit_is_refused(shape: tuple[int, int], root: Path) -> None:
+    with pytest.raises(UsageError, match=rf"the classifier is \[{shape[0]}, {shape[1]}\]"):
+        predict({"m": Painter()}, {"m": np.zeros(shape, np.float32)}, load(root), silent)
+
+
+def test_records_carry_what_clip_benchmark_can_be_asked_to_add(root: Path) -> None:
+    record = result_json(
+        load(root), "ViT-B/32", {"acc1": 1.0}, pretrained="openai", language="en", dump_classnames=True,
+        dump_templates=True,
+    )  # fmt: skip
+    assert set(record) == {
+        "dataset", "model", "pretrained", "task", "metrics", "language", "classnames", "templates",
+    }  # fmt: skip
+    assert (record["classnames"], record["templates"]) == (list(COLOURS), TEMPLATES)
+    assert json.loads(json.dumps(record)) == record
 
 
 def prediction(chosen: list[int], labels: list[int]) -> Prediction:
@@ -321,122 +187,3 @@ def test_nothing_changed_means_no_error_and_one_image_has_none() -> None:
     zero = {"acc1_difference": 0, "acc1_standard_error": 0, "changed_predictions": 0}
     assert paired(same, same) == zero
     assert np.isnan(paired(prediction([0], [0]), prediction([1], [0]))["acc1_standard_error"])
-
-
-# Where sets lie, and what is wrong with them.
-
-
-@pytest.mark.parametrize(("place", "name"), [
-    ("wds_colours", "wds/colours"), ("colours", "wds/colours"), (".", "wds/colours"), ("wds_a-b", "wds/a/b"),
-])  # fmt: skip
-def test_a_set_is_found_below_the_root_and_at_it(place: str, name: str, tmp_path: Path) -> None:
-    write_set(tmp_path / "data" / place, [(flat((0, 0, 255)), "2")])
-    assert [label for _, label in load(tmp_path / "data", name).samples] == [2]
-
-
-def test_missing_roots_and_sets_are_the_users_errors(root: Path) -> None:
-    with pytest.raises(UsageError, match=r"wds/colour: not found below .*wds_colour"):
-        load(root, "wds/colour")
-    for name in ("wds/colours", "cifar10"):
-        with pytest.raises(UsageError, match="nowhere"):
-            load(root / "nowhere", name)
-
-
-def test_a_set_that_clip_benchmark_does_not_know_gets_the_nearest(root: Path) -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'cifar10'"):
-        load(root, "cifar1")
-
-
-@pytest.mark.parametrize("without", ["names", "templates"])
-def test_sets_without_names_or_templates_are_refused(without: str, tmp_path: Path) -> None:
-    write_set(tmp_path / "wds_bare", [(flat((0, 0, 0)), "0")], **{without: None})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="is it a classification set"):
-        load(tmp_path, "wds/bare")
-
-
-def test_sets_of_captions_are_refused(tmp_path: Path) -> None:
-    write_set(
-        tmp_path / "wds_said", [(flat((0, 0, 0)), "a night\na cellar")], label="txt", names=None, templates=None,
-        kind="retrieval",
-    )  # fmt: skip
-    with pytest.raises(UsageError, match=r"wds/said: .*is it a classification set"):
-        load(tmp_path, "wds/said")
-
-
-def test_sets_of_several_labels_are_refused(tmp_path: Path) -> None:
-    file = io.BytesIO()
-    np.save(file, np.array([1, 0, 1, 0, 0, 0]))
-    samples = [(flat((255, 0, 255)), file.getvalue().decode("latin-1"))]
-    write_set(tmp_path / "wds_many", samples, label="npy", kind="multilabel")
-    with pytest.raises(D4CError):
-        classify({"m": Painter()}, load(tmp_path, "wds/many"), silent)
-
-
-def break_picture(folder: Path) -> None:
-    write_set(folder, [(flat((255, 0, 0)), "0"), (b"\x89PNG not a picture", "1")])
-
-
-def cut_picture(folder: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    write_set(folder, [(encoded(Image.fromarray(noise))[:2000], "0")])
-
-
-def word_as_label(folder: Path) -> None:
-    write_set(folder, [(flat((255, 0, 0)), "red")])
-
-
-def no_label(folder: Path) -> None:
-    write_set(folder, [(flat((255, 0, 0)), "0")], label="txt")
-
-
-def no_picture(folder: Path) -> None:
-    write_set(folder, [(b"GIF89a", "0")], suffix="gif")
-
-
-def cut_shard(folder: Path) -> None:
-    write_set(folder, [(flat((255, 0, 0)), "0")] * 20)
-    shard = folder / "test" / "0.tar"
-    shard.write_bytes(shard.read_bytes()[:5000])
-
-
-def no_shard(folder: Path) -> None:
-    write_set(folder, [(flat((255, 0, 0)), "0")])
-    (folder / "test" / "0.tar").unlink()
-
-
-def empty_shard(folder: Path) -> None:
-    write_set(folder, [])
-
-
-def no_count(folder: Path) -> None:
-    write_set(folder, [(flat((255, 0, 0)), "0")])
-    (folder / "test" / "nshards.txt").unlink()
-
-
-def word_as_count(folder: Path) -> None:
-    write_set(folder, [(flat((255, 0, 0)), "0")])
-    (folder / "test" / "nshards.txt").write_text("one")
-
-
-BREAKS = [break_picture, cut_picture, word_as_label, no_label, no_picture, cut_shard, no_shard, empty_shard, no_count,
-          word_as_count]  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", BREAKS, ids=lambda damage: damage.__name__)
-def test_broken_contents_are_the_runs_error_and_name_the_set(damage: Any, tmp_path: Path) -> None:
-    damage(tmp_path / "wds_broken")
-    with pytest.raises(RunError, match="wds/broken"):
-        classify({"m": Painter()}, load(tmp_path, "wds/broken"), silent)
-
-
-@pytest.mark.parametrize("template", ["a {} thing", "a {name} thing", "a {c thing"])
-def test_templates_that_cannot_be_filled_are_an_error_of_ours(template: str, tmp_path: Path) -> None:
-    write_set(tmp_path / "wds_odd", [(flat((255, 0, 0)), "0")], templates=[template])
-    with pytest.raises(D4CError, match="wds/odd"):
-        classify({"m": Painter()}, load(tmp_path, "wds/odd"), silent)
-
-
-def test_a_label_that_no_class_has_is_the_runs_error(tmp_path: Path) -> None:
-    write_set(tmp_path / "wds_high", [(flat((255, 0, 0)), "6")])
-    with pytest.raises(RunError, match="wds/high"):
-        classify({"m": Painter()}, load(tmp_path, "wds/high"), silent)

@@ -1,6 +1,5 @@
 from pathlib import Path
 
-import pytest
 import torch
 
 from d4c import synthesize
@@ -50,13 +49,3 @@ def test_a_damaged_cache_file_is_made_again(tiny_clip: Clip, tmp_path: Path) -> 
 def test_a_cache_that_cannot_be_written_is_done_without(tiny_clip: Clip, tmp_path: Path) -> None:
     (tmp_path / "held-out").write_text("a file where the folder should be")
     assert len(make(tiny_clip, tmp_path)[0]["synthetic"]) == 32
-
-
-def test_the_users_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert synthesize.user_cache() == Path("/somewhere/d4c")
-    monkeypatch.setenv("D4C_CACHE", "/elsewhere")
-    assert synthesize.user_cache() == Path("/elsewhere")
-    monkeypatch.delenv("D4C_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert synthesize.user_cache() == Path.home() / ".cache" / "d4c"

@@ -52,3 +52,10 @@ class Work:
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary)
         temporary.replace(path)
+
+
+def user_cache() -> Path:
+    """Where what several runs share is kept: `$D4C_CACHE`, else `d4c` below `$XDG_CACHE_HOME` or `~/.cache`."""
+    if os.environ.get("D4C_CACHE"):
+        return Path(os.environ["D4C_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "d4c"

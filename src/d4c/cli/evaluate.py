@@ -10,6 +10,7 @@ import typer
 from d4c.cli import options
 from d4c.cli.progress import progress
 from d4c.cli.tables import print_json, print_table
+from d4c.errors import UsageError
 
 
 def evaluate(
@@ -17,6 +18,8 @@ def evaluate(
     pretrained: options.Pretrained = None,
     dataset: Annotated[str | None, typer.Option(help="A set of CLIP_benchmark's: wds/NAME, cifar10, …")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the data set.")] = None,
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "test",
+    recall_k: Annotated[str, typer.Option(help="For captions: how many to look at, for example 1,5,10.")] = "5",
     against: Annotated[
         str | None, typer.Option(help="The float model; default: what the artifact was made from.")
     ] = None,
@@ -25,6 +28,7 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Say what was lost: on a data set if one is named, else on images that nothing was calibrated on."""
+    ks = _numbers(recall_k)
     options.use_threads(threads)
     from d4c import pipeline
 
@@ -33,8 +37,9 @@ def evaluate(
             result = pipeline.evaluate_without_data(model, against=against, device=device, report=report)
         else:
             result = pipeline.evaluate_on_data(
-                model, dataset, root, pretrained=pretrained, against=against, device=device, report=report
-            )
+                model, dataset, root, pretrained=pretrained, against=against, device=device, report=report, split=split,
+                recall_k=ks,
+            )  # fmt: skip
     if as_json:
         print_json(result)
     elif dataset is None:
@@ -60,13 +65,31 @@ def _print_without_data(model: str, result: dict[str, Any]) -> None:
 
 
 def _print_on_data(result: dict[str, Any]) -> None:
-    keys = ("acc1", "acc5", "mean_per_class_recall")
+    keys = list(result["results"][0]["metrics"])
     rows = [[r["model"], *(f"{r['metrics'][key]:.2%}" for key in keys)] for r in result["results"]]
     print_table(result["results"][0]["dataset"], ["model", *keys], rows)
     if "paired" in result:
         p = result["paired"]
-        print_table(
-            "against float, on the same images",
-            ["acc1 difference", "paired standard error", "changed predictions"],
-            [[f"{p['acc1_difference']:+.2%}", f"{p['acc1_standard_error']:.2%}", f"{p['changed_predictions']:.2%}"]],
-        )
+        changed = "changed predictions" if "changed_predictions" in p else "changed hits"
+        rows = [
+            [
+                key,
+                f"{p[f'{key}_difference']:+.2%}",
+                f"{p[f'{key}_standard_error']:.2%}",
+                f"{p.get('changed_predictions', p.get(f'{key}_changed_hits')):.2%}",
+            ]
+            for key in keys
+            if f"{key}_difference" in p
+        ]
+        print_table("against float, on the same images", ["", "difference", "paired standard error", changed], rows)
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers between commas, each once, in order."""
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < 1:
+        raise UsageError(f"--recall-k takes whole numbers from 1 on, for example 1,5,10; not '{text}'")
+    return numbers

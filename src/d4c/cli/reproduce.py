@@ -14,11 +14,12 @@ from d4c.errors import UsageError
 
 # Inherited from CLIP_benchmark and without effect there too, or without meaning here; the reason is printed.
 INERT: dict[str, str] = {
-    "val_split": "there is no validation", "val_proportion": "there is no validation", "no_amp": "evaluation is in float32",
-    "num_workers": "images are read in this process", "distributed": "one process does the work",
-    "annotation_file": "classification sets have none", "wds_cache_dir": "data is read where it lies",
-    "recall_k": "captions are not searched", "fewshot_k": "nothing is trained", "fewshot_epochs": "nothing is trained",
-    "fewshot_lr": "nothing is trained", "normalize": "features are always normalised", "feature_root": "none are kept",
+    "val_split": "there is no validation", "val_proportion": "there is no validation",
+    "no_amp": "evaluation is in float32", "num_workers": "images are read in this process",
+    "distributed": "one process does the work", "annotation_file": "classification sets have none",
+    "wds_cache_dir": "data is read where it lies", "recall_k": "captions are not searched",
+    "fewshot_k": "nothing is trained", "fewshot_epochs": "nothing is trained", "fewshot_lr": "nothing is trained",
+    "normalize": "features are always normalised", "feature_root": "none are kept",
 }  # fmt: skip
 
 

@@ -1,45 +1,31 @@
-"""Zero-shot classification on CLIP_benchmark's data sets, with its templates, metrics and JSON keys."""
+"""Zero-shot classification with CLIP_benchmark's classifier, metrics and JSON keys."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from d4c.errors import MissingExtraError, RunError, UnknownNameError, UsageError
+from d4c.artifact.work import Report
+from d4c.errors import RunError, UsageError
 from d4c.evaluate.agreement import unit
-from d4c.inputs import Encoder, Preprocess
+from d4c.evaluate.differences import paired_difference
+from d4c.evaluate.embedding_cache import EmbeddingCache
+from d4c.evaluate.tasks import ImageTask, Task, class_texts
+from d4c.inputs import Encoder
 
 LOGIT_FACTOR = 100.0  # the evaluation's constant, not the model's own temperature
-
-
-@dataclass(frozen=True)
-class ImageTask:
-    """A labelled set, read as it is walked through.
-
-    Args:
-        samples: pairs of pixels [3, size, size] in normalised space and the label, an index into the class names.
-        size: how many, 0 where the set does not say.
-        classnames: in label order; templates: with `{c}`.
-    """
-
-    name: str
-    samples: Iterable[tuple[NDArray[np.float32], int]]
-    size: int
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
+Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Logits [image, class], labels [image], and CLIP_benchmark's metrics as fractions."""
 
-    logits: NDArray[np.float32]
+    logits: Array
     labels: NDArray[np.int64]
 
     @property
@@ -55,54 +41,19 @@ class Prediction:
         }
 
 
-def load_task(name: str, root: Path, preprocess: Preprocess, split: str = "test") -> ImageTask:
-    """Read a classification set through CLIP_benchmark.
-
-    Args:
-        name: as CLIP_benchmark spells it; `wds/NAME` is looked for at `root`, `root/NAME` and `root/wds_NAME`.
-
-    Raises:
-        MissingExtraError: the `eval` extra is not installed.
-        UsageError: the set is not below `root`, or is not a classification set.
-        UnknownNameError: CLIP_benchmark knows no such set.
-        RunError: its files cannot be read.
-    """
-    build_dataset = _clip_benchmark()
-    folder = _find(name, root)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*shardshuffle", category=UserWarning)
-            dataset = build_dataset(
-                dataset_name=name, root=str(folder), transform=preprocess, split=split, download=False,
-                task="zeroshot_classification",
-            )  # fmt: skip
-        classnames, templates = dataset.classes, dataset.templates
-        if not classnames or not templates:
-            raise UsageError(f"{name}: no class names and templates; is it a classification set?")
-    except AssertionError as error:  # how CLIP_benchmark says it
-        raise UsageError(f"{name}: no class names and templates; is it a classification set?") from error
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise RunError(f"{name}: cannot be read from {folder}: {error}") from error
-    for template in templates:
-        try:
-            template.format(c="")
-        except (IndexError, KeyError, ValueError) as error:
-            raise UsageError(f"{name}: a template needs {{c}} and no other braces: '{template}'") from error
-    size = len(dataset) if hasattr(dataset, "__len__") else 0
-    return ImageTask(name, dataset, size, tuple(classnames), tuple(templates))
-
-
 def classify(
-    encoders: Mapping[str, Encoder], task: ImageTask, report: Callable[[str, int, int], None], batch: int = 64
+    encoders: Mapping[str, Encoder],
+    task: ImageTask,
+    report: Report,
+    batch: int = 64,
+    *,
+    caches: Mapping[str, EmbeddingCache] | None = None,
 ) -> dict[str, Prediction]:
     """Predict every image with every encoder in one pass over the set.
 
-    A class is the normalised mean of its normalised prompts; a logit is 100 times the cosine.
-
     Args:
         encoders: by name; they share one preprocessing.
+        caches: by the names of encoders whose embeddings are kept between runs.
 
     Returns:
         predictions by the same names.
@@ -110,57 +61,64 @@ def classify(
     Raises:
         RunError: an image cannot be read, or the set is empty.
     """
-    weights = {name: _classifier(encoder, task, report) for name, encoder in encoders.items()}  # [class, embedding]
-    logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
+    classifiers = {
+        name: zero_shot_classifier(encoder, task, report, cache=(caches or {}).get(name))
+        for name, encoder in encoders.items()
+    }
+    return predict(encoders, classifiers, task, report, batch, caches=caches)
+
+
+def zero_shot_classifier(
+    encoder: Encoder, task: ImageTask, report: Report, *, cache: EmbeddingCache | None = None
+) -> Array:
+    """One direction for each class: the normalised mean of its normalised texts, encoded class by class.
+
+    Returns:
+        [embedding, class], columns of length 1: what CLIP_benchmark's `zero_shot_classifier` returns and its
+        `--save_clf` saves.
+    """
+    ids = [encoder.tokenizer(texts) for texts in class_texts(task)]  # by class, [text, token]
+
+    def encode() -> Array:
+        columns = []
+        for i, of_class in enumerate(ids):
+            columns.append(unit(unit(encoder.encode_text(of_class)).mean(axis=0, keepdims=True))[0])
+            report("encode classes", i + 1, len(ids))
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    return (cache or EmbeddingCache()).remember("classifier", ids, encode)
+
+
+def predict(
+    encoders: Mapping[str, Encoder],
+    classifiers: Mapping[str, Array],
+    task: ImageTask,
+    report: Report,
+    batch: int = 64,
+    *,
+    caches: Mapping[str, EmbeddingCache] | None = None,
+) -> dict[str, Prediction]:
+    """Predict with given classifiers [embedding, class]; a logit is 100 times the cosine.
+
+    Raises:
+        RunError: an image cannot be read, or the set is empty.
+        UsageError: a classifier does not fit its encoder or the set.
+    """
+    logits: dict[str, list[Array]] = {name: [] for name in encoders}
     labels: list[int] = []
-    for pixels, targets in _batches(task, batch):
+    for pixels, targets in task.batches(batch):
         for name, encoder in encoders.items():
-            features = unit(encoder.encode_image(pixels))
-            logits[name].append((LOGIT_FACTOR * features @ weights[name].T).astype(np.float32))
+            cache = (caches or {}).get(name) or EmbeddingCache()
+            features = unit(cache.encode_image(encoder, pixels))
+            shape, fitting = classifiers[name].shape, (features.shape[1], len(task.classnames))
+            if shape != fitting:
+                raise UsageError(f"{task.name}: the classifier is {[*shape]}, [embedding, class] is {[*fitting]} here")
+            logits[name].append((LOGIT_FACTOR * features @ classifiers[name]).astype(np.float32))
         labels += targets
         report("encode images", len(labels), task.size)
     if not labels:
         raise RunError(f"{task.name}: the set is empty")
     return {name: Prediction(np.concatenate(parts), np.asarray(labels, np.int64)) for name, parts in logits.items()}
-
-
-def _classifier(
-    encoder: Encoder, task: ImageTask, report: Callable[[str, int, int], None]
-) -> NDArray[np.floating[Any]]:
-    rows = []
-    for i, name in enumerate(task.classnames):
-        texts = encoder.encode_text(encoder.tokenizer([template.format(c=name) for template in task.templates]))
-        rows.append(unit(unit(texts).mean(axis=0, keepdims=True)))
-        report("encode classes", i + 1, len(task.classnames))
-    return np.concatenate(rows)
-
-
-def _batches(task: ImageTask, size: int) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
-    pixels: list[NDArray[np.float32]] = []
-    labels: list[int] = []
-    for image, label in _read(task):
-        pixels.append(image)
-        labels.append(label)
-        if len(labels) == size:
-            yield np.stack(pixels), labels
-            pixels, labels = [], []
-    if labels:
-        yield np.stack(pixels), labels
-
-
-def _read(task: ImageTask) -> Iterator[tuple[NDArray[np.float32], int]]:
-    samples = iter(task.samples)
-    while True:
-        try:
-            image, label = next(samples)
-            index = int(label)
-        except StopIteration:
-            return
-        except Exception as error:  # archives, decoders and pictures each have errors of their own
-            raise RunError(f"{task.name}: an image cannot be read: {error}") from error
-        if not 0 <= index < len(task.classnames):
-            raise RunError(f"{task.name}: label {index} is none of the {len(task.classnames)} classes")
-        yield image, index
 
 
 def paired(reference: Prediction, changed: Prediction) -> dict[str, float]:
@@ -169,55 +127,34 @@ def paired(reference: Prediction, changed: Prediction) -> dict[str, float]:
     Returns:
         `acc1_difference` and its paired standard error, and `changed_predictions`, all as fractions.
     """
-    labels = reference.labels
     before, after = reference.logits.argmax(axis=1), changed.logits.argmax(axis=1)
-    difference = (after == labels).astype(np.float64) - (before == labels)
+    difference, error = paired_difference(before == reference.labels, after == reference.labels)
     return {
-        "acc1_difference": float(difference.mean()),
-        "acc1_standard_error": float(difference.std(ddof=1) / np.sqrt(len(labels)))
-        if len(labels) > 1
-        else float("nan"),
+        "acc1_difference": difference,
+        "acc1_standard_error": error,
         "changed_predictions": float((before != after).mean()),
     }
 
 
-def result_json(task: ImageTask, model: str, values: dict[str, float]) -> dict[str, Any]:
-    """CLIP_benchmark's result record."""
-    return {"dataset": task.name, "model": model, "task": "zeroshot_classification", "metrics": values}
-
-
-def _find(name: str, root: Path) -> Path:
-    if not name.startswith("wds/"):
-        if not root.is_dir():
-            raise UsageError(f"no such folder: {root}")
-        return root
-    cleaned = name.removeprefix("wds/").replace("/", "-")
-    for folder in (root / f"wds_{cleaned}", root / cleaned, root):
-        if (folder / "test").is_dir() or (folder / "train").is_dir():
-            return folder
-    raise UsageError(f"{name}: not found below {root}; looked for {cleaned} and wds_{cleaned}")
-
-
-def _clip_benchmark() -> Callable[..., Any]:
-    from d4c.models.torchvision_schemas import declare_torchvision_schemas
-
-    declare_torchvision_schemas()
-    try:
-        import webdataset  # noqa: F401
-        from clip_benchmark.datasets.builder import build_dataset
-    except ImportError as error:
-        raise MissingExtraError("eval", "evaluation on data sets") from error
-
-    def build(**arguments: Any) -> Any:
-        name = arguments["dataset_name"]
-        try:
-            return build_dataset(**arguments)
-        except ValueError as error:
-            if "Unsupported dataset" in str(error):
-                raise UnknownNameError("data set", name, KNOWN_SETS) from error
-            raise
-
-    return build
-
-
-KNOWN_SETS: Sequence[str] = ("cifar10", "cifar100", "imagenet1k", "wds/NAME")
+def result_json(
+    task: Task,
+    model: str,
+    metrics: Mapping[str, float],
+    *,
+    pretrained: str | None = None,
+    language: str | None = None,
+    dump_classnames: bool = False,
+    dump_templates: bool = False,
+) -> dict[str, Any]:
+    """CLIP_benchmark's result record; what is not given is left out of it."""
+    kind = "zeroshot_classification" if isinstance(task, ImageTask) else "zeroshot_retrieval"
+    record: dict[str, Any] = {"dataset": task.name, "model": model, "task": kind, "metrics": dict(metrics)}
+    if pretrained is not None:
+        record["pretrained"] = pretrained
+    if language is not None:
+        record["language"] = language
+    if dump_classnames and isinstance(task, ImageTask):
+        record["classnames"] = list(task.classnames)
+    if dump_templates and isinstance(task, ImageTask):
+        record["templates"] = dict(task.templates) if isinstance(task.templates, Mapping) else list(task.templates)
+    return record

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import d4c
 from d4c import calibrate, evaluate, reconstruct, synthesize
-from d4c.artifact import Work
+from d4c.artifact import Work, user_cache
 from d4c.artifact.work import Report
 from d4c.errors import ImageFileError, RecipeError, UsageError
 from d4c.experiments.grid import BASELINE, REAL, Cell, Grid
@@ -29,6 +29,7 @@ from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
 from d4c.models.parts import TowerName
 from d4c.models.resnet import ModifiedResNet
+from d4c.pipeline.evaluation import embedding_cache
 from d4c.pipeline.places import resolve_device
 from d4c.pipeline.quantization import calibration_tokens, default_bank, held_out_tokens, split_bank
 from d4c.pipeline.stages import hash_of, tensor_hash
@@ -66,6 +67,7 @@ class Setup:
     scheme: Scheme
     bank: PromptBank
     held_bank: PromptBank
+    task: evaluate.ImageTask
     place: Place
 
     @property
@@ -83,7 +85,7 @@ def set_up(grid: Grid, cell: Cell, place: Place) -> Setup:
 
     Raises:
         RecipeError: the model cannot have the method's objectives.
-        UsageError: the method needs `--real`, and there is none.
+        UsageError: the method needs `--real`, and there is none, or the data set is not there or not classified.
     """
     recipe, clip = grid.recipe(cell), _load(cell.model, place.device)
     if cell.method == BASELINE:
@@ -94,7 +96,10 @@ def set_up(grid: Grid, cell: Cell, place: Place) -> Setup:
     if cell.method != REAL:
         synthesize.check_objectives(clip, recipe.synthesize)
     bank, held_bank = split_bank(default_bank(cell.model, recipe), recipe)
-    return Setup(cell, clip, recipe, resolve_scheme(recipe, sites_of(clip)), bank, held_bank, place)
+    task = evaluate.load_task(grid.dataset, place.root, clip.preprocess)
+    if not isinstance(task, evaluate.ImageTask):
+        raise UsageError(f"{grid.dataset}: captions without classes; a grid is measured by classification")
+    return Setup(cell, clip, recipe, resolve_scheme(recipe, sites_of(clip)), bank, held_bank, task, place)
 
 
 @functools.lru_cache(maxsize=2)  # a process walks through many cells of one model
@@ -135,8 +140,7 @@ class Judges:
 
 def judges(setup: Setup) -> Judges:
     """The held-out images and texts, and the calibration texts, of a cell."""
-    cache = synthesize.user_cache()
-    held = synthesize.held_out_sets(setup.clip, setup.held_bank.prompts, cache, Work())
+    held = synthesize.held_out_sets(setup.clip, setup.held_bank.prompts, user_cache(), Work())
     templates = load_templates(setup.recipe.calibrate.templates)
     ids = calibration_tokens(setup.clip, setup.bank, templates, setup.recipe.calibrate.texts, setup.cell.seed)
     return Judges(held["synthetic"], held_out_tokens(setup.clip, setup.held_bank), ids)
@@ -246,8 +250,8 @@ def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, 
         "both": TwoTowers(TorchEncoder(image), TorchEncoder(text)),
         "image": TwoTowers(TorchEncoder(image), plain),
     }
-    task = evaluate.load_task(grid.dataset, place.root, setup.clip.preprocess)
-    predictions = evaluate.classify(encoders, task, report)
+    caches = {"float": embedding_cache(setup.clip)}
+    predictions = evaluate.classify(encoders, setup.task, report, caches=caches)
     result = {
         "cell": dataclasses.asdict(cell),
         "settings": settings,

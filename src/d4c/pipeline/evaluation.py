@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from d4c import evaluate, synthesize
-from d4c.artifact import Work, read_manifest
+from d4c.artifact import Work, read_manifest, user_cache
 from d4c.artifact.work import Report
 from d4c.errors import UsageError
+from d4c.inputs import Encoder
 from d4c.models import Clip, TorchEncoder, load
 from d4c.pipeline.places import resolve_device
-from d4c.pipeline.quantization import held_out_tokens, load_quantized, open_encoder
+from d4c.pipeline.quantization import environment, held_out_tokens, load_quantized, open_encoder
+from d4c.pipeline.stages import hash_of
 from d4c.prompts import parse_prompts
 
 
@@ -30,7 +33,7 @@ def evaluate_without_data(artifact: str, *, against: str | None, device: str, re
     clip = _float_model(Path(artifact), against, device)
     prompts = read_manifest(Path(artifact))["prompts"]
     bank, held_bank = (parse_prompts(prompts[kind], artifact) for kind in ("fitted", "held_out"))
-    sets = synthesize.held_out_sets(clip, held_bank.prompts, synthesize.user_cache(), Work(None, report))
+    sets = synthesize.held_out_sets(clip, held_bank.prompts, user_cache(), Work(None, report))
     return evaluate.evaluate_without_data(
         TorchEncoder(clip),
         TorchEncoder(quantized),
@@ -49,31 +52,55 @@ def evaluate_on_data(
     against: str | None,
     device: str,
     report: Report,
+    split: str = "test",
+    recall_k: Sequence[int] = (5,),
 ) -> dict[str, Any]:
-    """Measure zero-shot accuracy; an artifact is measured beside its float model.
+    """Measure zero-shot accuracy, or recall on a set of captions; an artifact is measured beside its float model.
+
+    Args:
+        split: as CLIP_benchmark has it; recall_k: for captions, how many candidates may be looked at.
 
     Returns:
-        `results`: CLIP_benchmark's records, and for an artifact `paired`: the difference with its standard error.
+        `results`: CLIP_benchmark's records, and for an artifact `paired`: the differences with their standard errors.
 
     Raises:
         UsageError: no root, or the float model is another one than the artifact's.
     """
     if root is None:
         raise UsageError(f"--dataset {dataset} needs --root, the folder where the data is")
-    encoder = open_encoder(model, pretrained, device)
-    task = evaluate.load_task(dataset, root, encoder.preprocess)
-    if not Path(model).is_dir():
-        prediction = evaluate.classify({"float": encoder}, task, report)["float"]
-        return {"results": [evaluate.result_json(task, model, prediction.metrics)]}
-    reference = TorchEncoder(_float_model(Path(model), against, device))
-    predictions = evaluate.classify({"float": reference, "quantized": encoder}, task, report)
-    return {
-        "results": [
-            evaluate.result_json(task, name, predictions[kind].metrics)
-            for kind, name in (("float", reference.clip.source), ("quantized", model))
-        ],
-        "paired": evaluate.paired(predictions["float"], predictions["quantized"]),
-    }
+    artifact = Path(model) if Path(model).is_dir() else None
+    clip = _float_model(artifact, against, device) if artifact else load(model, pretrained).to(resolve_device(device))
+    encoders: dict[str, Encoder] = {"float": TorchEncoder(clip)}
+    if artifact:
+        encoders["quantized"] = open_encoder(model, device=device)
+    task = evaluate.load_task(dataset, root, clip.preprocess, split, report=report)
+    metrics, changed = _measure(task, encoders, {"float": embedding_cache(clip)}, recall_k, report)
+    names = {"float": clip.source, "quantized": model}
+    results = [evaluate.result_json(task, names[kind], values) for kind, values in metrics.items()]
+    return {"results": results} | ({"paired": changed} if changed else {})
+
+
+def embedding_cache(clip: Clip) -> evaluate.EmbeddingCache:
+    """Where embeddings of a float model lie in the user's cache."""
+    return evaluate.EmbeddingCache(user_cache() / "embeddings" / hash_of(*environment(clip))[:24])
+
+
+def _measure(
+    task: evaluate.Task,
+    encoders: Mapping[str, Encoder],
+    caches: Mapping[str, evaluate.EmbeddingCache],
+    recall_k: Sequence[int],
+    report: Report,
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Metrics by encoder, and what changed from "float" to "quantized" where both are there."""
+    both = len(encoders) == 2
+    if isinstance(task, evaluate.ImageTask):
+        predictions = evaluate.classify(encoders, task, report, caches=caches)
+        changed = evaluate.paired(predictions["float"], predictions["quantized"]) if both else {}
+        return {kind: prediction.metrics for kind, prediction in predictions.items()}, changed
+    found = evaluate.retrieve(encoders, task, report, caches=caches)
+    changed = evaluate.paired_retrieval(found["float"], found["quantized"], recall_k) if both else {}
+    return {kind: retrieval.metrics(recall_k) for kind, retrieval in found.items()}, changed
 
 
 def _float_model(artifact: Path, against: str | None, device: str) -> Clip:

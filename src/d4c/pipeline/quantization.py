@@ -21,7 +21,7 @@ from torch import Tensor
 
 import d4c
 from d4c import calibrate, evaluate, package, reconstruct, synthesize
-from d4c.artifact import FORMAT_VERSION, Artifact, Work, read_artifact, read_manifest, write_artifact
+from d4c.artifact import FORMAT_VERSION, Artifact, Work, read_artifact, read_manifest, user_cache, write_artifact
 from d4c.artifact.work import Report
 from d4c.errors import ArtifactError, UsageError
 from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder
@@ -208,7 +208,7 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     stages = Stages(Work(job.work_folder, report) if report else Work(job.work_folder), environment(clip))
     images = _images(job, stages)
     held = stages.run("held-out", [job.held_bank.prompts], lambda work: synthesize.held_out_sets(
-        clip, job.held_bank.prompts, synthesize.user_cache(), work
+        clip, job.held_bank.prompts, user_cache(), work
     ))  # fmt: skip
     ids = calibration_tokens(clip, job.bank, job.templates, recipe.calibrate.texts, job.seed)
     held_ids = held_out_tokens(clip, job.held_bank)

@@ -1,7 +1,7 @@
 """The stage that makes images: procedures, or optimisation against the model itself."""
 
-from d4c.synthesize.held_out import held_out_sets, user_cache
+from d4c.synthesize.held_out import held_out_sets
 from d4c.synthesize.loss import check_objectives
 from d4c.synthesize.optimize import procedural, run
 
-__all__ = ["check_objectives", "held_out_sets", "procedural", "run", "user_cache"]
+__all__ = ["check_objectives", "held_out_sets", "procedural", "run"]

@@ -42,13 +42,6 @@ def held_out_sets(clip: Clip, prompts: Sequence[str], cache: Path | None, work: 
     return made
 
 
-def user_cache() -> Path:
-    """`$D4C_CACHE`, else `d4c` below `$XDG_CACHE_HOME` or `~/.cache`."""
-    if os.environ.get("D4C_CACHE"):
-        return Path(os.environ["D4C_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "d4c"
-
-
 def _cached(clip: Clip, prompts: Sequence[str], config: Synthesize, cache: Path | None, work: Work) -> ImageSet:
     settings = [
         clip.fingerprint, dataclasses.asdict(clip.preprocess), list(prompts), dataclasses.asdict(config), SEED,
