@@ -80,19 +80,20 @@ def reproduce(context: typer.Context) -> None:
     given = vars(parser().parse_args(arguments))
     options.use_threads(given["threads"])
     from d4c.experiments import reproduce as paper
-    from d4c.models.resnet import ModifiedResNet
     from d4c.recipes import dump_recipe
 
     flags = _flags(given, arguments)
+    if flags.skip_existing and flags.output_path.exists():
+        typer.echo(flags.output_path.read_text(encoding="utf-8"), nl=False)
+        return
     said = [f"--{flag} has no effect: {reason}" for flag, reason in INERT.items() if flag in flags.given]
     for note in [*said, *paper.notes(flags)] if given["verbose"] else ():
         typer.echo(note, err=True)
-    resnet = flags.model.startswith("RN") or isinstance(paper.load_model(flags).image, ModifiedResNet)
-    recipe = paper.recipe_of(flags, resnet=resnet)
-    if given["verbose"] and not flags.fp_model:
-        typer.echo(dump_recipe(recipe))
     with progress() as report:
-        record = paper.run(flags, device=given["device"], fresh=given["fresh"], report=report)
+        experiment = paper.prepare(flags, device=given["device"], report=report)
+        if given["verbose"] and not flags.fp_model:
+            typer.echo(dump_recipe(experiment.recipe))
+        record = paper.run(experiment, fresh=given["fresh"], report=report)
     print_json(record)
 
 

@@ -1,6 +1,7 @@
 """The stage that says what was lost, with and without data."""
 
 from d4c.evaluate.agreement import evaluate_without_data
+from d4c.evaluate.data_sets import find_set
 from d4c.evaluate.embedding_cache import EmbeddingCache
 from d4c.evaluate.retrieval import Retrieval, paired_retrieval, retrieve
 from d4c.evaluate.tasks import CaptionTask, ImageTask, Task, load_task
@@ -15,6 +16,7 @@ __all__ = [
     "Task",
     "classify",
     "evaluate_without_data",
+    "find_set",
     "load_task",
     "paired",
     "paired_retrieval",

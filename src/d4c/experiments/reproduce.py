@@ -25,9 +25,10 @@ from d4c.models.names import OPENAI_NAMES
 from d4c.models.resnet import ModifiedResNet
 from d4c.pipeline.places import check_writable, resolve_device
 from d4c.pipeline.quantization import make_job
-from d4c.prompts import load_prompts, read_prompts
+from d4c.prompts import PromptBank, load_prompts, load_templates, read_prompts
 from d4c.recipes import Recipe, load_recipe
 from d4c.recipes.methods import with_method
+from d4c.recipes.recipe import TEMPLATE_SETS
 
 GEN_METHODS = ("d4c", "baseline")
 LOOK_AROUND = 20  # times as many images of a stream are read as are drawn from it
@@ -147,7 +148,44 @@ def load_model(flags: PaperFlags) -> Clip:
     return load(str(path))
 
 
-def run(flags: PaperFlags, *, device: str, fresh: bool, report: Report) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Experiment:
+    """Flags with everything looked up."""
+
+    flags: PaperFlags
+    clip: Clip
+    recipe: Recipe
+    bank: PromptBank
+    task: evaluate.ImageTask
+
+
+def prepare(flags: PaperFlags, *, device: str, report: Report) -> Experiment:
+    """Look everything up; nothing is written.
+
+    Raises:
+        D4CError: see `d4c.errors`.
+    """
+    target = resolve_device(device)
+    check_writable(flags.output_path.absolute().parent)
+    load_recipe(flags.q_config)
+    bank = read_prompts(Path(flags.custom_file)) if flags.custom_file else load_prompts("paper")
+    evaluate.find_set(flags.dataset, flags.root, flags.split)
+    names, templates = _json(flags.custom_classname_file), _json(flags.custom_template_file)
+    clip = load_model(flags).to(target)  # slow, so after what is quick to refuse
+    recipe = recipe_of(flags, resnet=isinstance(clip.image, ModifiedResNet))
+    task = evaluate.load_task(
+        flags.dataset, flags.root, clip.preprocess, flags.split, report=report, classnames=names, templates=templates
+    )
+    if not isinstance(task, evaluate.ImageTask):
+        raise UsageError(f"{flags.dataset}: captions without classes; the paper's program classifies")
+    if not flags.fp_model:
+        templates = _templates(task)
+        calibration = dataclasses.replace(recipe.calibrate, templates=_name(templates, flags.output_path))
+        recipe = dataclasses.replace(recipe, calibrate=calibration)
+    return Experiment(flags, clip, recipe, bank, task)
+
+
+def run(experiment: Experiment, *, fresh: bool, report: Report) -> dict[str, Any]:
     """Quantize as the flags say, evaluate, and write the result; the artifact stays beside it.
 
     Evaluation is in float32, as with the paper's `--no_amp`.
@@ -156,44 +194,40 @@ def run(flags: PaperFlags, *, device: str, fresh: bool, report: Report) -> dict[
         CLIP_benchmark's record, as it was written.
 
     Raises:
-        D4CError: see `d4c.errors`; nothing is written for what arguments show.
+        D4CError: see `d4c.errors`.
     """
-    path = flags.output_path
-    if flags.skip_existing and path.exists():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    check_writable(path.absolute().parent)
-    clip = load_model(flags).to(resolve_device(device))
-    recipe = recipe_of(flags, resnet=isinstance(clip.image, ModifiedResNet))
-    task = _task(flags, clip.preprocess, flags.split, report)
-    encoder = TorchEncoder(clip)
-    if not flags.fp_model:
-        encoder = TorchEncoder(_quantized(flags, clip, recipe, task, path, fresh, report))
-    prediction = _predict(flags, encoder, task, report)
+    flags, task, path = experiment.flags, experiment.task, experiment.flags.output_path
+    clip = experiment.clip if flags.fp_model else _quantized(experiment, fresh, report)
+    prediction = _predict(flags, TorchEncoder(clip), task, report)
     record = evaluate.result_json(
         task, flags.model, prediction.metrics,
         dump_classnames=flags.dump_classnames, dump_templates=flags.dump_templates,
     ) | {"task": flags.task}  # fmt: skip
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    _write(path, record)
     return record
 
 
-def _quantized(
-    flags: PaperFlags, clip: Clip, recipe: Recipe, task: evaluate.ImageTask, path: Path, fresh: bool, report: Report
-) -> Clip:
-    bank = read_prompts(Path(flags.custom_file)) if flags.custom_file else load_prompts("paper")
-    out = path.with_suffix(".artifact")
-    images = None if flags.dfq else _real_images(flags, clip.preprocess, recipe.synthesize.images, report)
+def _write(path: Path, data: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _quantized(experiment: Experiment, fresh: bool, report: Report) -> Clip:
+    flags, clip, recipe = experiment.flags, experiment.clip, experiment.recipe
+    path, templates = flags.output_path, _templates(experiment.task)
+    if recipe.calibrate.templates not in TEMPLATE_SETS:
+        _write(Path(recipe.calibrate.templates), {"templates": templates})
+    images = None if flags.dfq else _real_images(experiment, recipe.synthesize.images, report)
     job = make_job(
-        clip, recipe, bank, _templates(task), images, out, seed=flags.seed, keep_images=True, fresh=fresh
+        clip, recipe, experiment.bank, templates, images, path.with_suffix(".artifact"),
+        seed=flags.seed, keep_images=True, fresh=fresh,
     )  # fmt: skip
     pipeline.run(job, report)
     if flags.dfq and flags.img_path:
         kept = job.work_folder / "images.safetensors"
         save_pictures(ImageSet.load(kept), clip.preprocess, Path(flags.img_path))
-    return pipeline.load_quantized(out, device=str(clip.logit_scale.device))
+    return pipeline.load_quantized(job.out, device=str(clip.logit_scale.device))
 
 
 def _templates(task: evaluate.ImageTask) -> tuple[str, ...]:
@@ -203,14 +237,10 @@ def _templates(task: evaluate.ImageTask) -> tuple[str, ...]:
     return tuple(task.templates)
 
 
-def _task(flags: PaperFlags, preprocess: Preprocess, split: str, report: Report) -> evaluate.ImageTask:
-    task = evaluate.load_task(
-        flags.dataset, flags.root, preprocess, split, report=report,
-        classnames=_json(flags.custom_classname_file), templates=_json(flags.custom_template_file),
-    )  # fmt: skip
-    if not isinstance(task, evaluate.ImageTask):
-        raise UsageError(f"{flags.dataset}: captions without classes; the paper's program classifies")
-    return task
+def _name(templates: tuple[str, ...], path: Path) -> str:
+    """What a recipe calls these templates: a shipped set, or the file beside the result that will hold them."""
+    shipped = (name for name in TEMPLATE_SETS if load_templates(name) == templates)
+    return next(shipped, str(path.with_suffix(".templates.json")))
 
 
 def _json(path: str | None) -> Any:
@@ -222,9 +252,11 @@ def _json(path: str | None) -> Any:
         raise UsageError(f"{path}: cannot be read: {error}") from error
 
 
-def _real_images(flags: PaperFlags, preprocess: Preprocess, num: int, report: Report) -> ImageSet:
+def _real_images(experiment: Experiment, num: int, report: Report) -> ImageSet:
     """Images of the training split, drawn by the seed; of a stream, from its beginning."""
-    task = _task(flags, preprocess, flags.train_split, report)
+    flags, preprocess = experiment.flags, experiment.clip.preprocess
+    task = evaluate.load_task(flags.dataset, flags.root, preprocess, flags.train_split, report=report)
+    assert isinstance(task, evaluate.ImageTask)
     seen = itertools.islice(iter(task.samples), LOOK_AROUND * num)
     chosen: list[Any] = []
     draw = random.Random(flags.seed)
