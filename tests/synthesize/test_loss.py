@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from conftest import RESNET, VIT, random_clip
 from d4c import synthesize
-from d4c.artifact.architecture import ClipConfig, VisionTransformerConfig
+from d4c.artifact.architecture import ClipConfig, ResNetConfig, TextConfig, VisionTransformerConfig
 from d4c.errors import RecipeError
 from d4c.models import Clip
 from d4c.recipes import Synthesize
@@ -129,3 +129,9 @@ def test_the_variation_target_is_drawn_once_a_round_and_scaled_to_the_size(tiny_
     assert targets[0] != targets[5]
     assert all(2500 <= target <= 3000 for target in targets)
     assert loss._variation_target(values // 4, slice(0, 8), 0) == pytest.approx(targets[0] / 2)
+
+
+def test_every_batchnorm_of_rn50_is_a_term() -> None:
+    text = TextConfig(77, 49408, 64, 1, 1, 64, "quick_gelu")
+    clip = random_clip(ClipConfig(16, ResNetConfig(32, 4, (3, 4, 6, 3), 4), text))  # RN50's blocks, few channels
+    assert len(loss_of(clip, with_method(SMALL, "bns")).norms) == 3 + 3 * 16 + 4 == 55  # stem, bottlenecks, shortcuts
