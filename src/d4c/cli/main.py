@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import d4c
+from d4c.cli.analyze import analyze
 from d4c.cli.evaluate import evaluate
 from d4c.cli.inspect import inspect
 from d4c.cli.models import models
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, synthesize, evaluate, inspect, models, recipes):
+for command in (quantize, synthesize, evaluate, inspect, models, recipes, analyze):
     app.command()(command)
 
 

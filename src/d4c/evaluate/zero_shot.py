@@ -138,7 +138,7 @@ def _classifier(
 def _batches(task: ImageTask, size: int) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
     pixels: list[NDArray[np.float32]] = []
     labels: list[int] = []
-    for image, label in _read(task):
+    for image, label in labelled(task):
         pixels.append(image)
         labels.append(label)
         if len(labels) == size:
@@ -148,7 +148,12 @@ def _batches(task: ImageTask, size: int) -> Iterator[tuple[NDArray[np.float32], 
         yield np.stack(pixels), labels
 
 
-def _read(task: ImageTask) -> Iterator[tuple[NDArray[np.float32], int]]:
+def labelled(task: ImageTask) -> Iterator[tuple[NDArray[np.float32], int]]:
+    """Walk through a set, pixels and label of each image.
+
+    Raises:
+        RunError: an image cannot be read, or its label is none of the classes.
+    """
     samples = iter(task.samples)
     while True:
         try:
