@@ -90,12 +90,9 @@ def median_distance(x: Array) -> float:
     return max(float(np.sqrt(np.median(distances))), 1e-12)
 
 
-def nearest_distances(x: Array, y: Array, *, same: bool = False) -> Array:
-    """The distance of each row of x to its nearest row of y, [row of x]; with `same` never to itself."""
-    square = squared_distances(x, y)
-    if same:
-        np.fill_diagonal(square, np.inf)
-    return np.sqrt(square.min(axis=1))
+def nearest_distances(x: Array, y: Array) -> Array:
+    """The distance of each row of x to its nearest row of y, [row of x]."""
+    return np.sqrt(squared_distances(x, y).min(axis=1))
 
 
 def distances_to_reference(features: Mapping[str, Array], reference: str) -> dict[str, Any]:

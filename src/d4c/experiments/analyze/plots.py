@@ -81,7 +81,7 @@ def coverage(result: Mapping[str, Any]) -> Figure:
         _style(middle, "cosine to the best prompt, mean", "cosine")
     right.barh(y, [100 * about["covered"] for about in sets.values()], color=colours)
     right.axvline(100 * next(iter(sets.values()))["coverable"], color="grey", linestyle="--", linewidth=1)
-    _style(right, "prompts that are an image's best\n(dashed: as many as images)", "% of the bank")
+    _style(right, "prompts covered (dashed: limit)", "% of the bank")
     for axes in (middle, right):
         axes.set_yticks(y, names, fontsize=8)
         axes.invert_yaxis()
@@ -111,7 +111,8 @@ def patches(result: Mapping[str, Any]) -> Figure:
         axes.set_xticks(np.arange(len(labels)), labels)
         _style(axes, titles[kind], next(iter(next(iter(result.values()))["layers"])).split()[0])
     all_axes[0].set_ylabel("variance of cosine similarity\n(mean over images, bars: standard error)", fontsize=9)
-    all_axes[-1].legend(fontsize=8, frameon=False)
+    handles, names = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
     return figure
 
 
@@ -120,7 +121,7 @@ def patch_examples(request: Request) -> Figure:
     clip = request.clip
     label, module = list(patch_layers(clip).items())[-1]
     num = min(NUM_EXAMPLES, len(next(iter(request.sets.values()))))
-    figure = _figure(1.15 * num, 2.35 * len(request.sets))
+    figure = _figure(1.15 * num, 2.6 * len(request.sets))
     grid = figure.subplots(2 * len(request.sets), num, squeeze=False)
     for i, (name, images) in enumerate(request.sets.items()):
         few = first_images(images, num)
@@ -134,7 +135,9 @@ def patch_examples(request: Request) -> Figure:
             mask = foreground[j][np.ix_(index, index)][:, :, None]
             grid[2 * i, j].imshow(pictures[j])
             grid[2 * i + 1, j].imshow(np.where(mask, pictures[j], 0.85 + 0.15 * pictures[j]))
-        grid[2 * i, 0].set_title(f"{name}; below: the foreground by the split at {label}", fontsize=9, loc="left")
+        text = f"{name}; below: the foreground by the split at {label}"
+        title = grid[2 * i, 0].set_title(text, fontsize=9, loc="left")
+        title.set_in_layout(False)  # it is wider than its column
     for axes in grid.flat:
         axes.set_axis_off()
     return figure

@@ -88,6 +88,7 @@ def measure(study: Study, bits: Sequence[int], cells: Cells, settings: Sequence[
 
     one: dict[str, Any] = {}
     float_walk = _walks(study.clip, study)
+    all_but_one = _all_but_one(study, float_walk, cells, settings, tick)
     for num_bits in bits:
         for mode, replacement in _replacements(study, num_bits).items():
             cells_of_mode = one.setdefault(mode, {}).setdefault(str(num_bits), {})
@@ -97,7 +98,7 @@ def measure(study: Study, bits: Sequence[int], cells: Cells, settings: Sequence[
                     partial(_one, study, float_walk, layer, replacement),
                 )  # fmt: skip
                 tick()
-    return {"one": one, **_all_but_one(study, float_walk, cells, settings, tick)}
+    return {"one": one, **all_but_one}
 
 
 def _replacements(study: Study, num_bits: int) -> dict[Mode, Callable[[str], nn.Module]]:
