@@ -101,8 +101,8 @@ def sensitivity(result: Result, about: Result) -> list[str]:
         by_bits = summary["rank_agreement"]["weight"]
         listed = ", ".join(f"{value:.2f} at {b} bits" for b, value in by_bits.items())
         sentences.append(
-            "Images made without data rank the image tower's layers almost as real ones do, or not: rank correlation "
-            f"{listed} (weights alone)."
+            f"Rank correlation of the image tower's layers, error on images without data against error on "
+            f"{about['reference']}: {listed} (weights alone)."
         )
     return sentences
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from d4c.experiments.analyze.zero_shot import ZeroShot
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip, TorchEncoder, sites_of, wrap
 from d4c.quantizers.scheme import Scheme, resolve_scheme
-from d4c.recipes import FLOAT_BITS, Recipe, Reconstruct, Rule
+from d4c.recipes import FLOAT_BITS, Recipe, Rule
 
 MLP = "text.blocks.*.mlp.*"
 METHODS = ("nearest", "learned")
@@ -72,34 +72,37 @@ def measure(
     """
     found: dict[str, Any] = {method: {} for method in METHODS}
     widths = (FLOAT_BITS, *bits)
+    wrapped = cache(partial(_wrapped, study))
     for i, num_bits in enumerate(widths):
         for j, method in enumerate(METHODS):
-            found[method][str(num_bits)] = cells.get(
-                "text-mlp", f"{num_bits}-{method}", [*settings, study.iterations],
-                partial(_measure_one, study, num_bits, method, report),
-            )  # fmt: skip
+            used = [*settings, study.iterations] if method == "learned" else settings
+            measure_one = partial(_measure_one, study, wrapped, num_bits, method, report)
+            found[method][str(num_bits)] = cells.get("text-mlp", f"{num_bits}-{method}", used, measure_one)
             report("text-mlp", 2 * i + j + 1, 2 * len(widths))
     return found
 
 
-def _measure_one(study: TextStudy, num_bits: int, method: str, report: Report) -> Cell:
+def _wrapped(study: TextStudy, num_bits: int) -> QuantizedClip:
+    """The text tower rounded to nearest."""
     clip, recipe = study.clip, with_mlp_bits(study.recipe, num_bits)
     scheme = text_only(resolve_scheme(recipe, sites_of(clip)))
     few = first_images(study.images, 1)
-    quantized = wrap(clip, scheme, calibrate.run(clip, few, study.ids, scheme, recipe.calibrate))
+    return wrap(clip, scheme, calibrate.run(clip, few, study.ids, scheme, recipe.calibrate))
+
+
+def _measure_one(
+    study: TextStudy, wrapped: Callable[[int], QuantizedClip], num_bits: int, method: str, report: Report
+) -> Cell:
+    quantized, few = wrapped(num_bits), first_images(study.images, 1)
     cell: Cell = {}
     if method == "learned":
-        config = dataclasses.replace(_learning(recipe.reconstruct), iterations=study.iterations)
+        config = dataclasses.replace(study.recipe.reconstruct, method="adaround", iterations=study.iterations)
         quantized, units = reconstruct.run(
-            clip, quantized, few, study.ids, few, study.held_ids, config, seed=study.seed, work=Work(None, report)
+            study.clip, quantized, few, study.ids, few, study.held_ids, config, seed=study.seed, work=Work(None, report)
         )
         cell["codes_changed"] = float(np.mean([u.codes_changed for u in units]))
         cell["units_rejected"] = sum(not u.kept for u in units)
     return cell | _judge(study, quantized)
-
-
-def _learning(config: Reconstruct) -> Reconstruct:
-    return dataclasses.replace(config, method="adaround")
 
 
 @torch.no_grad()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from d4c.experiments.analyze.request import some_images
 from d4c.experiments.analyze.zero_shot import ZeroShot
 from d4c.images import ImageSet
 from d4c.models import Clip, TorchEncoder, sites_of, wrap
+from d4c.quantizers.grids import AffineGrid
 from d4c.quantizers.scheme import Scheme, resolve_scheme
 from d4c.recipes import Recipe, dump_recipe
 
@@ -51,11 +53,14 @@ def measure(
 ) -> dict[str, Any]:
     """Round the image tower to nearest on ranges of each set, and judge it on all sets.
 
+    Weights have the same grids whatever the set; room for int32 biases is not made.
+
     Returns:
         as JSON, by recipe and calibrating set: `errors`, the centred error by judging set, and with a data set `acc1`,
         text tower in float, with its paired difference from float.
     """
     found: dict[str, Any] = {}
+    weights = {name: _weights_once(study, recipe) for name, recipe in recipes.items()}
     for i, (name, recipe) in enumerate(recipes.items()):
         found[name] = {}
         for j, row in enumerate(study.sets):
@@ -63,17 +68,33 @@ def measure(
                 "transfer",
                 f"{name}-{row}",
                 [dump_recipe(recipe), *settings],
-                partial(_measure_row, study, recipe, row),
+                partial(_measure_row, study, recipe, row, weights[name]),
             )
             report("transfer", i * len(study.sets) + j + 1, len(recipes) * len(study.sets))
     return found
 
 
+def _weights_once(study: TransferStudy, recipe: Recipe) -> Callable[[], Mapping[str, AffineGrid]]:
+    """The grids of a recipe's weights, placed when first wanted; images do not move them."""
+
+    @cache
+    def weights() -> Mapping[str, AffineGrid]:
+        scheme = Scheme(image_only(resolve_scheme(recipe, sites_of(study.clip))).weights, {}, {})
+        few = some_images(next(iter(study.sets.values())), slice(0, 1))
+        return calibrate.run(study.clip, few, study.ids[:1], scheme, recipe.calibrate).weights
+
+    return weights
+
+
 @torch.no_grad()
-def _measure_row(study: TransferStudy, recipe: Recipe, row: str) -> Cell:
+def _measure_row(
+    study: TransferStudy, recipe: Recipe, row: str, weights: Callable[[], Mapping[str, AffineGrid]]
+) -> Cell:
     scheme = image_only(resolve_scheme(recipe, sites_of(study.clip)))
     fitted = some_images(study.sets[row], slice(0, None, 2))
-    quantized = wrap(study.clip, scheme, calibrate.run(study.clip, fitted, study.ids[:1], scheme, recipe.calibrate))
+    activations = Scheme({}, scheme.tensors, scheme.inputs)
+    ranges = calibrate.run(study.clip, fitted, study.ids[:1], activations, recipe.calibrate)
+    quantized = wrap(study.clip, scheme, dataclasses.replace(ranges, weights=weights()))
     encoders = (TorchEncoder(study.clip), TorchEncoder(quantized))
     errors = {}
     for name, images in study.sets.items():
