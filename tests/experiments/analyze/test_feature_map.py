@@ -1,4 +1,6 @@
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -59,6 +61,19 @@ def test_a_set_that_misses_a_region_lies_far_from_the_reference_one_way() -> Non
     assert found["sets"]["narrow"]["nearest_reference"] == 0
     assert found["sets"]["narrow"]["reference_nearest"] == 4.5
     assert found["floor"]["nearest_reference"] == 0
+
+
+def test_umap_is_drawn_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FirstTwo:
+        def __init__(self, n_neighbors: int, random_state: int) -> None:
+            assert n_neighbors < 12
+
+        def fit_transform(self, x: np.ndarray) -> np.ndarray:
+            return x[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=FirstTwo))
+    features = {"a": np.eye(6, 5), "b": -np.eye(6, 5)}
+    assert feature_map(features, None, 0)["planes"]["UMAP"]["b"][1] == [0, -1]
 
 
 def test_every_image_has_a_place_on_every_plane_and_the_seed_decides_it() -> None:

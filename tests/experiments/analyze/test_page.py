@@ -61,6 +61,11 @@ def test_transfer_names_the_worst_pair_and_the_gap_to_the_reference() -> None:
     assert "real 0.200, noise 0.300" in text[1]
 
 
+def test_divergences_between_all_sets_stand_in_a_table() -> None:
+    table = answers.coverage_table({"kl": {"a": {"a": 0.0, "b": 0.5}, "b": {"a": 0.25, "b": 0.0}}})
+    assert table == [["KL(row ‖ column), nats", "a", "b"], ["a", "0.000", "0.500"], ["b", "0.250", "0.000"]]
+
+
 def test_no_reference_no_comparison() -> None:
     assert "No set was named" in answers.feature_map({"distances": None}, ABOUT | {"reference": None})[0]
     assert sentences({"about": ABOUT}) == []

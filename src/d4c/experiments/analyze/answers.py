@@ -35,6 +35,12 @@ def coverage(result: Result, about: Result) -> list[str]:
     return sentences
 
 
+def coverage_table(result: Result) -> list[list[str]]:
+    """KL divergence between all sets, the row against the column, in nats; a header first."""
+    names = list(result["kl"])
+    return [["KL(row ‖ column), nats", *names], *([a, *(f"{result['kl'][a][b]:.3f}" for b in names)] for a in names)]
+
+
 def patches(result: Result, about: Result) -> list[str]:
     """Whether foreground and background are as unlike in made images as in real ones."""
     means = {

@@ -27,13 +27,14 @@ class Section:
 
     Args:
         how: how it was measured, formulas in words; pictures: names with their alternative texts.
-        answer: (the part's result, `about`) -> sentences.
+        answer: (the part's result, `about`) -> sentences; table: the part's result -> rows, a header first.
     """
 
     question: str
     how: str
     pictures: Mapping[str, str]
     answer: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
+    table: Callable[[Mapping[str, Any]], list[list[str]]] | None = None
 
 
 SECTIONS: dict[str, Section] = {
@@ -44,6 +45,7 @@ SECTIONS: dict[str, Section] = {
         "The floor is the KL between the reference's even and odd images.",
         {"coverage": "Histograms of cosines by set, KL divergences, and shares of prompts covered"},
         answers.coverage,
+        answers.coverage_table,
     ),
     "patches": Section(
         "Do foreground and background differ as in real images?",
@@ -104,6 +106,7 @@ def page(result: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
         if part in result:
             shown = [_picture(pictures[name], text) for name, text in section.pictures.items() if name in pictures]
             body += [f"<h2>{escape(section.question)}</h2>", *_paragraphs(section.answer(result[part], about)), *shown]
+            body += [_table(section.table(result[part]))] if section.table else []
             body.append(f'<p class="how">{escape(section.how)}</p>')
     title = escape(f"d4c analysis of {about['model']}")
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
@@ -134,6 +137,13 @@ def _about(about: Mapping[str, Any]) -> str:
         f"small sets: differences near the floors given below mean nothing.{labelled}</p>"
         f"<table><tr><th>set</th><th>source</th><th>images</th><th></th></tr>{rows}</table>"
     )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"
 
 
 def _paragraphs(texts: Sequence[str]) -> list[str]:

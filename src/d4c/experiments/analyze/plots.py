@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from d4c.experiments.analyze.patches import KINDS, patch_layers, patches_by_layer, split_patches
 from d4c.experiments.analyze.request import Request, first_images
@@ -121,26 +122,36 @@ def patch_examples(request: Request) -> Figure:
     clip = request.clip
     label, module = list(patch_layers(clip).items())[-1]
     num = min(NUM_EXAMPLES, len(next(iter(request.sets.values()))))
-    figure = _figure(1.15 * num, 2.6 * len(request.sets))
-    grid = figure.subplots(2 * len(request.sets), num, squeeze=False)
-    for i, (name, images) in enumerate(request.sets.items()):
+    figure = _figure(1.1 * num, 2.5 * len(request.sets))
+    for axes, (name, images) in zip(figure.subplots(len(request.sets), 1, squeeze=False)[:, 0], request.sets.items(),
+                                    strict=True):  # fmt: skip
         few = first_images(images, num)
         x = patches_by_layer(clip, few.pixels, {label: module})[label]
         side = round(x.shape[1] ** 0.5)
         foreground = split_patches(x, side, side).numpy().reshape(num, side, side)
         pictures = clip.preprocess.denormalize(few.pixels.numpy()).clip(0, 1).transpose(0, 2, 3, 1)
-        size = pictures.shape[1]
-        for j in range(num):
-            index = (np.arange(size) * side // size).clip(0, side - 1)
-            mask = foreground[j][np.ix_(index, index)][:, :, None]
-            grid[2 * i, j].imshow(pictures[j])
-            grid[2 * i + 1, j].imshow(np.where(mask, pictures[j], 0.85 + 0.15 * pictures[j]))
-        text = f"{name}; below: the foreground by the split at {label}"
-        title = grid[2 * i, 0].set_title(text, fontsize=9, loc="left")
-        title.set_in_layout(False)  # it is wider than its column
-    for axes in grid.flat:
+        axes.imshow(_with_foreground(pictures, foreground), interpolation="nearest")
         axes.set_axis_off()
+        axes.set_title(f"{name}; below: the foreground by the split at {label}", fontsize=9, loc="left")
     return figure
+
+
+def _with_foreground(pictures: NDArray[np.floating[Any]], foreground: NDArray[np.bool_]) -> NDArray[np.floating[Any]]:
+    """A row of pictures over the same row with a faint background.
+
+    Args:
+        pictures: [image, height, width, 3]; foreground: by patch, [image, row, column].
+
+    Returns:
+        one picture, [height, width, 3].
+    """
+    size, side = pictures.shape[1], foreground.shape[1]
+    patch = np.arange(size) * side // size  # the patch of each pixel row
+    mask = foreground[:, patch][:, :, patch, None]  # [image, height, width, 1]
+    rows = [pictures, np.where(mask, pictures, 0.85 + 0.15 * pictures)]
+    gap = size // 16
+    padded = [np.pad(row, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=1) for row in rows]
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in padded], axis=0)
 
 
 def feature_map(result: Mapping[str, Any], names: Sequence[str]) -> Figure:
