@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; each set has a marker of its own as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Okabe and Ito's colours, grey for their yellow: colour-blind readers tell them apart; each set has its own marker too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DPI = 110
 NUM_EXAMPLES = 8
@@ -279,14 +279,14 @@ def transfer(result: Mapping[str, Any]) -> Figure:
     """Errors by calibrating and judging set, a table in colours for each recipe."""
     names = list(next(iter(result.values())))
     side = 1.7 + 0.72 * len(names)
-    figure = _figure(side * len(result), side * 0.86)
+    figure = _figure(side * len(result), side * 0.95)
     all_axes = figure.subplots(1, len(result), squeeze=False)[0]
     for axes, (recipe, rows) in zip(all_axes, result.items(), strict=True):
         values = np.asarray([[rows[row]["errors"][col] for col in names] for row in names])
         relative = values / np.diag(values)[None, :]
         axes.imshow(np.log2(relative), cmap="PuOr_r", vmin=-1, vmax=1)
         for (i, j), value in np.ndenumerate(values):
-            dark = abs(np.log2(relative[i, j])) > 0.75
+            dark = not -0.5 < np.log2(relative[i, j]) < 0.75
             axes.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
         axes.set_xticks(np.arange(len(names)), names, rotation=40, ha="right")
         axes.set_yticks(np.arange(len(names)), names)
