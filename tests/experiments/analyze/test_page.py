@@ -46,9 +46,16 @@ def test_the_page_needs_nothing_else_and_escapes(tmp_path: Path) -> None:
 def test_the_fewest_bits_are_those_within_half_a_point_of_eight() -> None:
     text = answers.text_mlp(TEXT_MLP, ABOUT)
     # learned: 8 bits +0.1, 4 bits -0.4: just half a point; nearest: -0.2 against -2.0
-    assert any("learned rounding, 4 bits are the fewest" in sentence for sentence in text)
-    assert any("round-to-nearest, 8 bits are the fewest" in sentence for sentence in text)
+    assert any("learned rounding, one seed, on this set: 4 bits are the fewest" in sentence for sentence in text)
+    assert any("round-to-nearest, one seed, on this set: 8 bits are the fewest" in sentence for sentence in text)
     assert any("4 -0.40 ± 0.40" in sentence for sentence in text)
+
+
+def test_a_set_too_small_to_tell_half_a_point_decides_nothing() -> None:
+    noisy = {**TEXT_MLP["learned"], "3": cell(0.4, 0.2) | {"acc1_standard_error": 0.0066}}
+    text = " ".join(answers.text_mlp({"nearest": TEXT_MLP["nearest"], "learned": noisy}, ABOUT))
+    assert "learned rounding, one seed, on this set: 4 bits are the fewest" in text
+    assert "At 3 bits the standard error is above half a point" in text
 
 
 def test_transfer_names_the_worst_pair_and_the_gap_to_the_reference() -> None:

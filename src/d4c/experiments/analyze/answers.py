@@ -140,11 +140,18 @@ def _verdict(by_bits: Result, words: str) -> str:
     if "8" not in by_bits:
         return ""
     best = by_bits["8"]["acc1_difference"]
-    enough = [int(b) for b in by_bits if int(b) <= 8 and by_bits[b]["acc1_difference"] >= best - ENOUGH_LOSS]
-    return (
-        f"With {words}, {min(enough)} bits are the fewest that cost at most half a point against 8 bits on this set, "
-        "one seed."
-    )
+    low = [b for b in sorted(by_bits, key=int) if int(b) <= 8]
+    told = [b for b in low if by_bits[b]["acc1_standard_error"] <= ENOUGH_LOSS]
+    enough = [b for b in told if by_bits[b]["acc1_difference"] >= best - ENOUGH_LOSS]
+    sentence = f"With {words}, one seed, on this set: "
+    if enough:
+        sentence += f"{enough[0]} bits are the fewest that cost at most half a point against 8 bits. "
+    blind = [b for b in low if b not in told]
+    if blind:
+        sentence += (
+            f"At {', '.join(blind)} bits the standard error is above half a point, so the set is too small to tell."
+        )
+    return sentence
 
 
 def transfer(result: Result, about: Result) -> list[str]:
