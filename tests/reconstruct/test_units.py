@@ -12,7 +12,7 @@ from d4c.models.attention import Block
 from d4c.models.folding import fold_batchnorm
 from d4c.models.parts import TowerName, tower_parts
 from d4c.quantizers.layers import QuantLayer, UniformQuantizer
-from d4c.quantizers.scheme import resolve_scheme
+from d4c.quantizers.scheme import Scheme, resolve_scheme
 from d4c.recipes import Calibrate, load_recipe
 from d4c.reconstruct.units import SharedInput, Unit, units_of
 
@@ -49,6 +49,18 @@ def test_units_cover_every_layer_exactly_once(
         own = {id(m) for n, m in quantized.named_modules() if isinstance(m, UniformQuantizer)}
         assert set(learning) == own
     assert len({unit.name for unit in units}) == len(units)
+
+
+@pytest.mark.parametrize("kind", ["layer", "block", "auto"])
+def test_parts_that_stayed_float_have_no_units(tiny_resnet: Clip, pixels: Tensor, ids: Tensor, kind: Kind) -> None:
+    folded, recipe = fold_batchnorm(tiny_resnet), load_recipe("w4a8", ["calibrate.range=minmax"])
+    scheme = resolve_scheme(recipe, sites_of(folded))
+    text = Scheme(
+        *({k: v for k, v in d.items() if k.startswith("text.")} for d in (scheme.weights, scheme.tensors, {}))
+    )
+    images = ImageSet.unlabelled(pixels, "test")
+    quantized = wrap(folded, text, calibrate.run(folded, images, ids, text, recipe.calibrate))
+    assert {unit.name.partition(".")[0] for unit in all_units(folded, quantized, kind)} == {"text"}
 
 
 @pytest.mark.parametrize(

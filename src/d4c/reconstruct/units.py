@@ -74,14 +74,15 @@ class Unit:
 
 
 def units_of(part: Part, quantized: QuantizedClip, clip: Clip, unit: Literal["layer", "block", "auto"]) -> list[Unit]:
-    """The units of one part, in the order of the forward pass; tables are not among them.
+    """The units of one part, in the order of the forward pass; tables and what stayed float are not among them.
 
     Args:
         unit: "auto" is a block for a bottleneck and layers everywhere else.
     """
     block = None if part.name.endswith((".embed", ".head")) else quantized.get_submodule(part.name)
     if block is not None and (unit == "block" or (unit == "auto" and isinstance(block, Bottleneck))):
-        return [_block_unit(part.name, quantized, clip)]
+        whole = _block_unit(part.name, quantized, clip)
+        return [whole] if whole.weights else []
     return _layer_units(part, quantized, clip)
 
 

@@ -1,0 +1,98 @@
+"""A labelled set held in memory, so that many variants of one tower are measured on the same images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d4c import evaluate
+from d4c.errors import RunError, UsageError
+from d4c.evaluate.agreement import unit
+from d4c.inputs import Encoder
+from d4c.models import Clip, TorchEncoder
+
+Array = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with labels, and the prompts of their classes.
+
+    Args:
+        pixels: float32 [image, 3, size, size] in normalised space; labels: [image].
+        class_ids: tokens of every class in every template, [class, template, token].
+    """
+
+    name: str
+    pixels: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    class_ids: NDArray[np.int64]
+
+
+class ZeroShot:
+    """A labelled set with what the float model makes of it, computed when it is first asked for."""
+
+    def __init__(self, clip: Clip, labelled: LabelledImages) -> None:
+        self.encoder, self.labelled = TorchEncoder(clip), labelled
+
+    @cached_property
+    def features(self) -> Array:
+        """Unit float features of the images, [image, embedding]."""
+        return unit(self.encoder.encode_image(self.labelled.pixels))
+
+    @cached_property
+    def weights(self) -> Array:
+        """Float class weights, [class, embedding]."""
+        return class_weights(self.encoder, self.labelled.class_ids)
+
+    @cached_property
+    def reference(self) -> evaluate.Prediction:
+        """What the float model predicts."""
+        return self._predict(self.features, self.weights)
+
+    def of_text(self, encoder: Encoder) -> dict[str, float]:
+        """Another text tower under the float image tower: top-1 beside float's, as fractions."""
+        return self._against(self._predict(self.features, class_weights(encoder, self.labelled.class_ids)))
+
+    def of_image(self, encoder: Encoder) -> dict[str, float]:
+        """Another image tower beside the float text tower: top-1 beside float's, as fractions."""
+        return self._against(self._predict(unit(encoder.encode_image(self.labelled.pixels)), self.weights))
+
+    def _predict(self, features: Array, weights: Array) -> evaluate.Prediction:
+        return evaluate.Prediction((100 * features @ weights.T).astype(np.float32), self.labelled.labels)
+
+    def _against(self, changed: evaluate.Prediction) -> dict[str, float]:
+        accuracy = {"acc1_float": self.reference.metrics["acc1"], "acc1": changed.metrics["acc1"]}
+        return accuracy | evaluate.paired(self.reference, changed)
+
+
+def class_weights(encoder: Encoder, class_ids: NDArray[np.int64]) -> Array:
+    """The normalised mean of each class's normalised prompts, [class, embedding].
+
+    Args:
+        class_ids: [class, template, token].
+    """
+    classes, templates, tokens = class_ids.shape
+    texts = unit(encoder.encode_text(class_ids.reshape(-1, tokens)))  # [class x template, embedding]
+    return unit(texts.reshape(classes, templates, -1).mean(axis=1))
+
+
+def read_labelled(dataset: str, root: Path, clip: Clip, limit: int) -> LabelledImages:
+    """Read the first images of a data set; errors as for `evaluate.load_task`.
+
+    Raises:
+        UsageError: a set of captions; RunError: it is empty.
+    """
+    task = evaluate.load_task(dataset, root, clip.preprocess)
+    if not isinstance(task, evaluate.ImageTask):
+        raise UsageError(f"{dataset}: captions without classes; zero-shot figures need a classification set")
+    batch = next(task.batches(limit), None)
+    if batch is None:
+        raise RunError(f"{dataset}: the set is empty")
+    ids = [clip.tokenizer(texts) for texts in evaluate.class_texts(task)]
+    return LabelledImages(task.name, batch[0], np.asarray(batch[1], np.int64), np.stack(ids))
