@@ -9,14 +9,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoTokenizer, CLIPImageProcessorPil, SiglipImageProcessorPil
+from transformers import AutoTokenizer, CLIPImageProcessorPil, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
+from d4c.artifact.transformers_names import transformers_name_table
 from d4c.errors import ModelFileError, UnsupportedModelError
 from d4c.inputs import Preprocess
 from d4c.models import Clip, load
+from d4c.models.clip import build_towers
 from d4c.models.from_transformers import config_from_transformers, preprocess_from_transformers
-from models.oracle import inputs_for, row_error
-from models.transformers_oracle import TEXTS, clip_folder, features, siglip_folder
+from d4c.models.renaming import renamed_parameters
+from d4c.models.weight_files import read_tensors
+from models.oracle import inputs_for, inputs_of_size, row_error
+from models.transformers_oracle import TEXTS, clip_folder, features, randomize, siglip_folder
 
 Save = Callable[..., nn.Module]
 KINDS: dict[str, Save] = {"clip": clip_folder, "siglip": siglip_folder}
@@ -70,8 +74,6 @@ def assert_same_embeddings(clip: Clip, model: nn.Module) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_folder_embeds_as_transformers_does(variant: str, kind: str, tmp_path: Path) -> None:
-    if variant == "patches do not fill the image" and kind == "clip":
-        pytest.skip("the helper writes the preprocessor of 24 pixels")
     model = KINDS[kind](tmp_path, **VARIANTS[variant])
     assert_same_embeddings(load(f"local-dir:{tmp_path}"), model)
 
@@ -201,4 +203,38 @@ def test_numbers_for_a_size_are_read_too() -> None:
         squashed = preprocess_from_transformers({"size": size, "do_center_crop": False}, 24, "it")
         assert squashed == Preprocess(24, resize_mode="squash")
     assert preprocess_from_transformers({"size": {"shortest_edge": 24}, "crop_size": 24}, 24, "it") == Preprocess(24)
-    assert preprocess_from_transformers({"size": 24, "crop_size": 24, "resample": 2}, 24, "it").interpolation == "bilinear"
+    assert (
+        preprocess_from_transformers({"size": 24, "crop_size": 24, "resample": 2}, 24, "it").interpolation == "bilinear"
+    )
+
+
+# google/siglip-base-patch16-224 is the library's default; siglip-so400m-patch14-384 has pixels beside whole patches.
+SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+FULL_SIZE: dict[str, dict[str, Any]] = {
+    "siglip-base-patch16-224": {"vision": {}, "text": {}},
+    "siglip-so400m-patch14-384": {"vision": {**SO400M, "image_size": 384, "patch_size": 14}, "text": SO400M},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_siglip_embeds_as_transformers_does(
+    name: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    settings = SiglipConfig(vision_config=FULL_SIZE[name]["vision"], text_config=FULL_SIZE[name]["text"])
+    model = randomize(SiglipModel(settings))
+    config = config_from_transformers(settings.to_dict(), name)
+    model.save_pretrained(tmp_path)
+    pixels, ids = inputs_of_size(config.image.image_size, config.text.context_length, config.text.vocab_size, batch=2)
+    expected = features(model, pixels, ids)
+    del model
+    state = renamed_parameters(read_tensors(tmp_path / "model.safetensors"), transformers_name_table(config), name, ())
+    towers = build_towers(config)
+    errors = []
+    for prefix, tower, inputs, theirs in zip(("image.", "text."), towers, (pixels, ids), expected, strict=True):
+        tower.load_state_dict({k: state[prefix + k] for k in tower.state_dict()}, assign=True)
+        with torch.no_grad():
+            errors.append(row_error(tower.eval()(inputs), theirs))
+    (tmp_path / "model.safetensors").unlink()  # pytest keeps folders of earlier runs
+    record_property("Transformers", errors)
+    assert max(errors) < 1e-4

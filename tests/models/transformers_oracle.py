@@ -23,8 +23,10 @@ from models.oracle import draw
 
 WORDS = ("a", "photo", "of", "the", "cat", "dog", "red", "car", "rain", "it")
 TEXTS = (
-    "a photo of a cat.", "The RED car", "don't stop!", "  two   spaces\tand a tab\n", "under_score -- dashes; (brackets)",
-    "", " ", "...", "猫の写真", "schöner Tag", "\N{GRINNING FACE} emoji", "1234567890 3.14", "cat " * 40, "x" * 80, "a\u2581b",
+    "a photo of a cat.", "The RED car", "don't stop!", "  two   spaces\tand a tab\n",
+    "under_score -- dashes; (brackets)",
+    "", " ", "...", "猫の写真", "schöner Tag", "\N{GRINNING FACE} emoji", "1234567890 3.14", "cat " * 40,
+    "x" * 80, "a\u2581b",
     "ＦＵＬＬ　ｗｉｄｔｈ", "salt &amp; pepper", "İstanbul",
 )  # fmt: skip
 SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -83,7 +85,8 @@ def clip_folder(folder: Path, vision: dict[str, Any] | None = None, **text: Any)
     model = randomize(CLIPModel(config))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}).save_pretrained(folder)
+    size = config.vision_config.image_size
+    CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(folder)
     return model
 
 

@@ -60,6 +60,8 @@ def _normalizer(rules: dict[int, Value]) -> normalizers.Normalizer:
         steps.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
     if rules.get(SPACES_AS_SYMBOL, 1):
         steps.append(normalizers.Replace(" ", "\u2581"))
+    if rules.get(DUMMY_PREFIX, 1):  # which Metaspace does not set before a text that begins with one
+        steps.append(normalizers.Replace(tokenizers.Regex("\\A\u2581"), "\u2581\u2581"))
     return normalizers.Sequence(steps)
 
 
