@@ -198,6 +198,16 @@ def test_a_configuration_that_makes_no_sense_is_a_model_file_error(
         load(f"local-dir:{folder}")
 
 
+def test_a_tokenizer_of_another_model_is_an_error(tmp_path: Path) -> None:
+    clip_folder(tmp_path / "it")
+    path = tmp_path / "it" / "config.json"
+    settings = json.loads(path.read_text())
+    settings["text_config"]["vocab_size"] = 100
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ModelFileError, match="more words than the model, 100"):
+        load(f"local-dir:{tmp_path / 'it'}")
+
+
 def test_numbers_for_a_size_are_read_too() -> None:
     for size in (24, {"height": 24, "width": 24}):
         squashed = preprocess_from_transformers({"size": size, "do_center_crop": False}, 24, "it")

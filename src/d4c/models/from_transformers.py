@@ -222,7 +222,10 @@ def _tokenizer(folder: Path, config: ClipConfig) -> Tokenizer:
         cleaning = "siglip" if settings.get("do_lower_case", True) else "siglip_cased"
         if str(settings.get("tokenizer_class")).startswith(("Gemma", "Siglip2")):
             cleaning = "lower"
-    return read_tokenizer(folder, config.text.context_length, cleaning)
+    tokenizer = read_tokenizer(folder, config.text.context_length, cleaning)
+    if max(tokenizer.end_id, tokenizer.pad_id) >= config.text.vocab_size:
+        raise ModelFileError(f"{folder}: the tokenizer has more words than the model, {config.text.vocab_size}")
+    return tokenizer
 
 
 def _read_json(path: Path) -> dict[str, Any]:
