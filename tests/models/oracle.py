@@ -55,34 +55,43 @@ def open_clip_model(config: Config, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
-            tensor.copy_(_draw(name, tensor, generator))
+            tensor.copy_(draw(name, tensor, generator))
     return model
 
 
-def _draw(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    draw = torch.randn(like.shape, generator=generator)
+def draw(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    """A random value for a parameter, of the size that keeps signals alive."""
+    drawn = torch.randn(like.shape, generator=generator)
     if name in ("logit_scale", "logit_bias"):
-        return like + 0.1 * draw
+        return like + 0.1 * drawn
     if name.endswith("running_var"):
-        return 0.5 + draw.abs()
+        return 0.5 + drawn.abs()
     if name.endswith("bn3.weight"):
-        return 0.3 + 0.1 * draw  # or sixteen residual sums would saturate the pool's softmax
+        return 0.3 + 0.1 * drawn  # or sixteen residual sums would saturate the pool's softmax
     if like.ndim == 1:
-        return 0.3 * draw + (1.0 if name.endswith(("weight", "gamma")) else 0.0)
+        return 0.3 * drawn + (1.0 if name.endswith(("weight", "gamma")) else 0.0)
     if "embedding" in name:
-        return 0.5 * draw
+        return 0.5 * drawn
     fan_in = like.shape[0] if name.endswith("proj") or name.endswith("text_projection") else like[0].numel()
-    return draw * ((2.0 if like.ndim == 4 else 1.0) / fan_in) ** 0.5
+    return drawn * ((2.0 if like.ndim == 4 else 1.0) / fan_in) ** 0.5
 
 
 def inputs_for(clip: Clip, batch: int = 4) -> tuple[Tensor, Tensor]:
     """Random pictures, and ids whose highest, the end token, stands anywhere; other ids follow it."""
+    text = clip.config.text
+    return inputs_of_size(clip.config.image.image_size, text.context_length, text.vocab_size, batch)
+
+
+def inputs_of_size(
+    size: int | tuple[int, int], context_length: int, vocab_size: int, batch: int = 4
+) -> tuple[Tensor, Tensor]:
+    """The same for sizes that are not a `Clip`'s."""
     generator = torch.Generator().manual_seed(5)
-    size, text = clip.config.image.image_size, clip.config.text
-    ids = torch.randint(0, text.vocab_size - 1, (batch, text.context_length), generator=generator)
-    ends = torch.randint(1, text.context_length, (batch,), generator=generator)
-    ids[torch.arange(batch), ends] = text.vocab_size - 1
-    return torch.randn(batch, 3, size, size, generator=generator), ids
+    height, width = (size, size) if isinstance(size, int) else size
+    ids = torch.randint(0, vocab_size - 1, (batch, context_length), generator=generator)
+    ends = torch.randint(1, context_length, (batch,), generator=generator)
+    ids[torch.arange(batch), ends] = vocab_size - 1
+    return torch.randn(batch, 3, height, width, generator=generator), ids
 
 
 def row_error(found: Tensor, expected: Tensor) -> float:
@@ -99,6 +108,80 @@ def parity_errors(clip: Clip, model: nn.Module) -> tuple[float, float]:
             row_error(clip.encode_image(pixels), model.encode_image(pixels)),
             row_error(clip.encode_text(ids), model.encode_text(ids)),
         )
+
+
+def embeddings(model: nn.Module, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and texts as open_clip embeds them."""
+    with torch.no_grad():
+        return model.encode_image(pixels), model.encode_text(ids)
+
+
+def transformers_embeddings(state: dict[str, Tensor], pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and texts as Transformers' `CLIPModel` embeds them, given a ViT's state in OpenAI's form."""
+    from transformers import CLIPConfig, CLIPModel
+
+    def tower(prefix: str, **settings: int) -> Config:
+        fc1 = state[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"]
+        layers = {n.removeprefix(f"{prefix}transformer.resblocks.").split(".")[0] for n in state if ".resblocks." in n
+                  and n.startswith(f"{prefix}transformer")}  # fmt: skip
+        sizes = {"hidden_size": fc1.shape[1], "intermediate_size": fc1.shape[0], "num_hidden_layers": len(layers)}
+        return {**sizes, "num_attention_heads": fc1.shape[1] // 64, **settings}
+
+    embed_dim, patch = state["text_projection"].shape[1], state["visual.conv1.weight"].shape[-1]
+    config = CLIPConfig(
+        text_config=tower("", max_position_embeddings=ids.shape[1], vocab_size=len(state["token_embedding.weight"]),
+                          eos_token_id=2),
+        vision_config=tower("visual.", image_size=pixels.shape[-1], patch_size=patch),
+        projection_dim=embed_dim,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = CLIPModel(config).eval()
+    model.load_state_dict(_transformers_state(state), strict=False, assign=True)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:  # only `position_ids`, which are not saved
+                setattr(module, name, torch.arange(buffer.shape[-1]).expand(buffer.shape))
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    with torch.no_grad():
+        return (
+            model.get_image_features(pixels).pooler_output,
+            model.get_text_features(ids).pooler_output,
+        )
+
+
+def _transformers_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Written by hand, so that it shares nothing with d4c's own tables."""
+    renamed: dict[str, Tensor] = {}
+    plain = {
+        "visual.class_embedding": "vision_model.embeddings.class_embedding",
+        "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+        "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+        "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+        "positional_embedding": "text_model.embeddings.position_embedding.weight",
+        "logit_scale": "logit_scale",
+    }
+    parts = {
+        "visual.ln_pre": "vision_model.pre_layrnorm", "visual.ln_post": "vision_model.post_layernorm",
+        "ln_final": "text_model.final_layer_norm", ".ln_1": ".layer_norm1", ".ln_2": ".layer_norm2",
+        ".attn.out_proj": ".self_attn.out_proj", ".mlp.c_fc": ".mlp.fc1", ".mlp.c_proj": ".mlp.fc2",
+        "visual.transformer.resblocks": "vision_model.encoder.layers", "transformer.resblocks":
+        "text_model.encoder.layers",
+    }  # fmt: skip
+    for name, tensor in state.items():
+        tensor = tensor.float()
+        if name in plain:
+            renamed[plain[name]] = tensor
+        elif name in ("visual.proj", "text_projection"):
+            renamed["visual_projection.weight" if name == "visual.proj" else "text_projection.weight"] = tensor.T
+        elif name not in ("input_resolution", "context_length", "vocab_size"):
+            for theirs, ours in parts.items():
+                name = name.replace(theirs, ours)
+            if ".attn.in_proj_" in name:
+                for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                    renamed[name.replace(".attn.in_proj_", f".self_attn.{letter}_proj.")] = part
+            else:
+                renamed[name] = tensor
+    return renamed
 
 
 def write_folder(folder: Path, config: Config, state: dict[str, Tensor], **settings: Any) -> Path:

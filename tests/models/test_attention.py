@@ -11,6 +11,7 @@ from d4c.models.attention import (
     Block,
     LayerScale,
     Mlp,
+    ProbePool,
     QuickGELU,
     activation_module,
     merge_heads,
@@ -120,3 +121,26 @@ def test_hidden_of_the_mlp_is_behind_the_activation() -> None:
     mlp(x)
     hidden = mlp.fc1(x)
     torch.testing.assert_close(seen[0], hidden * torch.sigmoid(1.702 * hidden))
+
+
+def test_a_probe_pools_as_torch_s_attention_with_one_query() -> None:
+    pool = ProbePool(24, 4, 40, "gelu_tanh", norm_eps=1e-6)
+    theirs = nn.MultiheadAttention(24, 4, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_bias.normal_()
+        weights, biases = theirs.in_proj_weight.chunk(3), theirs.in_proj_bias.chunk(3)
+    for linear, weight, bias in zip((pool.q, pool.k, pool.v), weights, biases, strict=True):
+        linear.weight.data, linear.bias.data = weight, bias
+    pool.out.load_state_dict(theirs.out_proj.state_dict())
+    x = torch.randn(3, 5, 24)
+    y = theirs(pool.probe.expand(3, 1, -1), x, x, need_weights=False)[0][:, 0]  # [batch, channel]
+    normed = F.layer_norm(y, (24,), pool.norm.weight, pool.norm.bias, 1e-6)
+    expected = y + pool.mlp.fc2(F.gelu(pool.mlp.fc1(normed), approximate="tanh"))
+    torch.testing.assert_close(pool(x), expected)
+
+
+def test_a_probe_sees_every_token_whatever_their_order() -> None:
+    pool, x = ProbePool(24, 4, 40, "gelu", norm_eps=1e-6), torch.randn(2, 5, 24)
+    torch.testing.assert_close(pool(x[:, [3, 1, 4, 0, 2]]), pool(x))
+    moved = pool(torch.cat([x[:, :4], 2 * x[:, 4:]], dim=1))
+    assert float((moved - pool(x)).detach().abs().max()) > 1e-4

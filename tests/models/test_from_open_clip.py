@@ -1,11 +1,13 @@
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from open_clip import pretrained
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
@@ -15,13 +17,14 @@ from torch import Tensor
 from d4c.artifact.architecture import ResNetConfig
 from d4c.artifact.open_clip_names import name_table
 from d4c.errors import ModelFileError, UnknownNameError, UnsupportedModelError
-from d4c.inputs import Tokenizer
-from d4c.models import Clip, from_open_clip, load
+from d4c.inputs import Preprocess, Tokenizer
+from d4c.models import Clip, from_open_clip, load, timm_towers
 from d4c.models.attention import QuickGELU
 from d4c.models.clip import build_towers
 from d4c.models.from_open_clip import clip_from_open_clip_state, config_from_open_clip
 from d4c.models.names import registered_names
 from models.oracle import RESNET, VIT, changed, inputs_for, open_clip_model, parity_errors, write_folder
+from models.transformers_oracle import TEXTS, siglip2_tokenizer
 
 TANH = {"act_kwargs": {"approximate": "tanh"}}
 # One case an option; values far from the defaults, so that ignoring one shows in the embeddings.
@@ -39,6 +42,7 @@ VARIANTS = {
     "pos_embed_type": changed(VIT, vision={"pos_embed_type": "sin_cos_2d"}),
     "head_width": changed(VIT, vision={"head_width": 8}, text={"heads": 6}),
     "patch_dropout": changed(VIT, vision={"patch_dropout": 0.5}),  # in training only
+    "patches do not fill the image": changed(VIT, vision={"image_size": 30}),
     "sizes as pairs": changed(VIT, vision={"image_size": [24, 24], "patch_size": [8, 8]}),
     "no_causal_mask": changed(VIT, text={"no_causal_mask": True}),
     "text pool_type first": changed(VIT, text={"pool_type": "first"}),
@@ -74,8 +78,7 @@ REFUSED = {
     },
     "text_cfg": {
         "hf_model_name": "roberta-base",
-        "hf_tokenizer_name": "bert-base-uncased",
-        "tokenizer_kwargs": {"clean": "canonicalize"},
+        "tokenizer_kwargs": {"clean": "canonicalize"},  # without a tokenizer's name
         "embed_cls": True,
         "block_type": "custom",
         "qk_norm": True,
@@ -161,7 +164,8 @@ def test_what_is_not_covered_is_refused_by_name_before_weights_are_read(
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     with pytest.raises(UnsupportedModelError) as error:  # and not that there are no weights
         load(f"local-dir:{tmp_path}")
-    what = f"not {REFUSED[section][option]}" if option in ("image_size", "patch_size") else option
+    what = "option clean" if option == "tokenizer_kwargs" else option
+    what = f"not {REFUSED[section][option]}" if option in ("image_size", "patch_size") else what
     assert what in str(error.value)
     assert f"local-dir:{tmp_path}" in str(error.value)
 
@@ -176,7 +180,7 @@ def test_coca_is_refused_by_name(tmp_path: Path) -> None:
 def test_no_option_of_open_clip_is_forgotten(section: str, options: type) -> None:
     plain = VIT[section].keys()
     translated = {option for config in VARIANTS.values() for option in config[section].keys() - plain} | plain
-    known = translated | REFUSED[section].keys() | WITHOUT_EFFECT[section]
+    known = translated | REFUSED[section].keys() | WITHOUT_EFFECT[section] | {"hf_tokenizer_name"}  # see SigLIP below
     assert {field.name for field in dataclasses.fields(options)} <= known
 
 
@@ -197,13 +201,15 @@ def test_an_option_that_is_switched_off_is_no_reason_to_refuse(option: str) -> N
 
 
 def covered(model_cfg: dict[str, Any]) -> bool:
-    """Whether open_clip builds a registered model of its own parts alone, as CLIP's authors put them together."""
-    text = model_cfg["text_cfg"]
+    """Whether a registered model is a CLIP or SigLIP as their authors put them together."""
+    text, timm = model_cfg["text_cfg"], model_cfg["vision_cfg"].get("timm_model_name", "siglip")
     return not (
         "multimodal_cfg" in model_cfg
-        or "timm_model_name" in model_cfg["vision_cfg"]
+        or "siglip" not in timm
         or "hf_model_name" in text
-        or "hf_tokenizer_name" in text
+        or text.get("pool_type") == "eos"
+        or text.get("proj_type") == "none"
+        or "strip_sep_token" in text.get("tokenizer_kwargs", {})
     )
 
 
@@ -224,10 +230,28 @@ def test_every_registered_architecture_is_translated_whole_or_refused(name: str)
     assert {n for n in ours if "num_batches" not in n} == {n for entry in entries for n in entry.ours}
     for entry in entries:
         shape = theirs.pop(entry.theirs)
+        shape = shape[1:] if entry.batched else shape
         for n in entry.ours:
             part = [shape[0] // len(entry.ours), *shape[1:]] if shape else shape
             assert [*ours[n].shape] == (part[::-1] if entry.transposed else part), entry.theirs
-    assert not theirs
+    assert not theirs.keys() - {"logit_bias"}
+
+
+@pytest.mark.parametrize("name", [n for n in registered_names() if "SigLIP" in n and "SO400M-16-SigLIP-i18n" not in n])
+def test_a_siglip_tower_of_timm_computes_with_its_own_activation_and_norms(name: str) -> None:
+    model_cfg = open_clip.get_model_config(name)
+    image = config_from_open_clip(model_cfg, name).image
+    assert not isinstance(image, ResNetConfig)
+    with torch.device("meta"):
+        tower = timm.create_model(model_cfg["vision_cfg"]["timm_model_name"], num_classes=0)
+    activations = [m for m in tower.modules() if type(m).__name__.startswith("GELU")]
+    assert len(activations) == image.layers + 1
+    for module in activations:
+        tanh = type(module).__name__ == "GELUTanh" or getattr(module, "approximate", "none") == "tanh"
+        assert tanh == (image.activation == "gelu_tanh")
+    assert {m.eps for m in tower.modules() if isinstance(m, torch.nn.LayerNorm)} == {image.norm_eps}
+    assert {m.num_heads for m in tower.modules() if hasattr(m, "num_heads")} == {image.heads}
+    assert tower.patch_embed.num_patches == image.num_tokens
 
 
 @pytest.mark.parametrize(
@@ -353,11 +377,11 @@ def test_a_configuration_that_makes_no_sense_is_a_model_file_error(
 @pytest.mark.parametrize(
     "config",
     [
-        changed(VIT, vision={"image_size": 30}),
+        changed(VIT, vision={"image_size": 7}),
         changed(RESNET, vision={"image_size": 48}),
         changed(VIT, text={"heads": 5}),
     ],
-    ids=["patches do not fill the image", "image is no multiple of 32", "heads do not divide the width"],
+    ids=["no patch fits", "image is no multiple of 32", "heads do not divide the width"],
 )
 def test_sizes_that_the_towers_cannot_have_are_refused(config: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedModelError, match=r"it: .*divisible"):
@@ -444,8 +468,8 @@ def test_a_refused_architecture_is_not_downloaded(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pretrained, "download_pretrained", lambda _: pytest.fail("downloaded"))
     with pytest.raises(UnsupportedModelError, match="multimodal_cfg"):
         load("coca_ViT-B-32__laion2b_s13b_b90k")
-    with pytest.raises(UnsupportedModelError, match="timm_model_name = vit_base_patch16_siglip_224"):
-        load("ViT-B-16-SigLIP__webli")
+    with pytest.raises(UnsupportedModelError, match="timm_model_name = convnext_base"):
+        load("convnext_base__laion400m_s13b_b51k")
     with pytest.raises(UnsupportedModelError, match="hf_model_name = roberta-base"):
         load("roberta-ViT-B-32__laion2b_s12b_b32k")
 
@@ -473,3 +497,113 @@ def test_an_unknown_registered_name_or_tag_offers_the_nearest() -> None:
         from_open_clip.load_registered("ViT-B-33", "openai")
     with pytest.raises(UnknownNameError, match="unknown tag of RN50 'yfcc15'; did you mean 'yfcc15m'"):
         from_open_clip.load_registered("RN50", "yfcc15")
+
+
+# SigLIP: timm's image tower, open_clip's text tower, the tokenizer of a Hugging Face repository.
+
+
+@pytest.fixture
+def siglip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, torch.nn.Module]:
+    """A folder with a SigLIP whose towers are small for their names, and open_clip's model of it."""
+    create_model = timm.create_model
+    small = {"embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 3.0}
+    monkeypatch.setattr(timm, "create_model", lambda name, **given: create_model(name, **small, **given))
+    monkeypatch.setitem(timm_towers._SIZES, "base", (32, 2, 4, 3.0))
+    tokenizer = siglip2_tokenizer()
+    config = open_clip.get_model_config("ViT-B-16-SigLIP2")
+    text = {"width": 48, "heads": 3, "layers": 2, "context_length": 16, "vocab_size": len(tokenizer)}
+    config = changed(config, text=text, embed_dim=32)
+    model = open_clip_model(config)
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+    tokenizer.save_pretrained(tmp_path)
+    return write_folder(tmp_path, config, model.state_dict(), preprocess_cfg=preprocess), model
+
+
+def test_siglip_embeds_as_open_clip_does(siglip: tuple[Path, torch.nn.Module]) -> None:
+    folder, model = siglip
+    clip = load(f"local-dir:{folder}")
+    assert max(parity_errors(clip, model)) < 1e-5
+    pixels, ids = inputs_for(clip)
+    with torch.no_grad():
+        torch.testing.assert_close(clip(pixels, ids), model.get_logits(pixels, ids)[0], rtol=1e-4, atol=1e-4)
+    assert clip.preprocess.resize_mode == "squash"
+    assert (clip.config.image.activation, clip.config.text.activation) == ("gelu", "gelu_tanh")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("clean", ["canonicalize", "whitespace", "lower"])
+def test_siglip_s_texts_get_open_clip_s_ids(clean: str, siglip: tuple[Path, torch.nn.Module]) -> None:
+    folder, _ = siglip
+    path = folder / "open_clip_config.json"
+    settings = json.loads(path.read_text())
+    settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": clean}
+    path.write_text(json.dumps(settings))
+    theirs = open_clip.get_tokenizer(f"local-dir:{folder}")
+    ours = load(f"local-dir:{folder}").tokenizer
+    for text in TEXTS:
+        assert ours(text)[0].tolist() == theirs(text)[0].tolist(), text
+
+
+def test_a_folder_without_the_tokenizer_it_names_is_a_model_file_error(siglip: tuple[Path, torch.nn.Module]) -> None:
+    (siglip[0] / "tokenizer.json").unlink()
+    with pytest.raises(ModelFileError, match=r"no tokenizer; expected one of tokenizer\.json"):
+        load(f"local-dir:{siglip[0]}")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("timm_model_name", "convnext_base"), ("timm_model_name", "vit_base_patch16_siglip_gap_224"),
+     ("timm_pool", "avg"), ("timm_proj", "linear"), ("image_size", 256)],
+)  # fmt: skip
+def test_towers_of_timm_put_together_otherwise_are_refused(
+    option: str, value: Any, siglip: tuple[Path, torch.nn.Module]
+) -> None:
+    config = changed(open_clip.get_model_config("ViT-B-16-SigLIP"), vision={option: value})
+    with pytest.raises(UnsupportedModelError, match=f"it: .*{value}"):
+        config_from_open_clip(config, "it")
+
+
+@pytest.mark.parametrize(
+    "text", [{"tokenizer_mode": "clips"}, {"tokenizer_kwargs": {"strip_sep_token": True}},
+             {"tokenizer_kwargs": {"clean": "other"}}]
+)  # fmt: skip
+def test_tokenizers_used_otherwise_are_refused(text: dict[str, Any]) -> None:
+    config = changed(open_clip.get_model_config("ViT-B-16-SigLIP"), text=text)
+    with pytest.raises(UnsupportedModelError, match="it: tokenizer_"):
+        config_from_open_clip(config, "it")
+
+
+def test_a_registered_siglip_asks_for_its_tokenizer_then_its_weights(
+    siglip: tuple[Path, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    folder, model = siglip
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    monkeypatch.setattr(from_open_clip, "registered_config", lambda _: config)
+    monkeypatch.setattr(from_open_clip, "fetch_tokenizer", lambda name: asked.append(name) or folder)
+
+    def download(tag_cfg: dict[str, Any]) -> str:
+        asked.append(tag_cfg["hf_hub"])
+        return str(folder / "open_clip_model.safetensors")
+
+    monkeypatch.setattr(pretrained, "download_pretrained", download)
+    clip = load("ViT-B-16-SigLIP2__webli")
+    assert asked == ["timm/ViT-B-16-SigLIP2", "timm/ViT-B-16-SigLIP2/"]
+    assert clip.preprocess == Preprocess(224, (0.5,) * 3, (0.5,) * 3, resize_mode="squash")  # type: ignore[arg-type]
+    assert max(parity_errors(clip, model)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("ViT-B-16-plus-240", 1e-5), ("ViT-B-16-SigLIP", 1e-5), ("ViT-H-14", 1e-4)]
+)
+def test_full_size_models_beyond_openai_s_embed_as_open_clip_does(
+    name: str, tolerance: float, record_property: Callable[[str, object], None]
+) -> None:
+    model_cfg = open_clip.get_model_config(name) or {}
+    model = open_clip_model(model_cfg)
+    config = config_from_open_clip(model_cfg, name)
+    preprocess = from_open_clip.preprocess_from_open_clip({}, config.image.image_size)
+    clip = clip_from_open_clip_state(config, model.state_dict(), preprocess, name)
+    errors = parity_errors(clip, model)
+    record_property("open_clip", errors)
+    assert max(errors) < tolerance

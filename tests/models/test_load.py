@@ -8,7 +8,7 @@ import torch
 from open_clip import pretrained
 from safetensors.torch import save_file
 
-from d4c.errors import ModelFileError, UnknownNameError, UnsupportedModelError, UsageError
+from d4c.errors import ModelFileError, UnknownNameError, UsageError
 from d4c.models import Clip, load
 from d4c.models.load import bundled_folder, prompts_beside
 from d4c.models.names import BUNDLED, OPENAI_NAMES
@@ -167,12 +167,6 @@ def test_a_file_is_no_folder_and_a_folder_no_file(vit_folder: Path, tmp_path: Pa
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(UsageError, match="no such file"):
         load(str(tmp_path / "folder.pt"))
-
-
-def test_hub_names_are_refused_with_a_way_out() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"hf-hub:laion/x: .*local-dir:PATH") as error:
-        load("hf-hub:laion/x")
-    assert error.value.exit_code == 2
 
 
 def test_broken_contents_end_with_another_code_than_wrong_arguments(tmp_path: Path) -> None:

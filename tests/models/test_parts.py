@@ -7,7 +7,10 @@ from d4c.models.folding import fold_batchnorm
 from d4c.models.parts import Part, TowerName, captured_inputs, keep_live, live_tokens, run_in_batches, tower_parts
 from d4c.models.sites import layer_sites, tensor_sites
 
-CASES = [("tiny_clip", "image"), ("tiny_clip", "text"), ("tiny_resnet", "image"), ("folded", "image")]
+CASES = [
+    ("tiny_clip", "image"), ("tiny_clip", "text"), ("tiny_resnet", "image"), ("folded", "image"),
+    ("tiny_siglip", "image"), ("tiny_siglip", "text"),
+]  # fmt: skip
 Case = tuple[Clip, TowerName, Tensor]
 
 

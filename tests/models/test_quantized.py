@@ -17,7 +17,7 @@ NOTHING = Scheme({}, {}, {}), Ranges({}, {}, {})
 MINMAX = Calibrate(range="minmax")
 
 
-@pytest.fixture(params=["tiny_clip", "tiny_resnet"])
+@pytest.fixture(params=["tiny_clip", "tiny_resnet", "tiny_siglip"])
 def clip(request: pytest.FixtureRequest) -> Clip:
     return request.getfixturevalue(request.param)
 

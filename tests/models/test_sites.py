@@ -15,7 +15,7 @@ BLOCK_TENSORS = {
 POOL_TENSORS = {"input", "q_input", "q_out", "k_out", "v_out", "probabilities", "context"}
 
 
-@pytest.fixture(params=["tiny_clip", "tiny_resnet", "folded"])
+@pytest.fixture(params=["tiny_clip", "tiny_resnet", "tiny_siglip", "folded"])
 def clip(request: pytest.FixtureRequest, tiny_resnet: Clip) -> Clip:
     return fold_batchnorm(tiny_resnet) if request.param == "folded" else request.getfixturevalue(request.param)
 
@@ -37,6 +37,16 @@ def test_layers_of_a_resnet_in_the_order_of_the_forward_pass(tiny_resnet: Clip) 
     stages = [f"image.layer{s}.0.{n}" for s in (1, 2, 3, 4) for n in ("conv1", "conv2", "conv3", "shortcut.conv")]
     pool = [f"image.pool.{name}" for name in ("q", "k", "v", "out")]
     assert layer_sites(tiny_resnet) == [*stem, *stages, *pool, *TEXT_LAYERS]
+
+
+def test_layers_and_tensors_of_siglip(tiny_siglip: Clip) -> None:
+    image = [f"{block}.{name}" for block in blocks("image") for name in BLOCK_LAYERS]
+    pool = [f"image.pool.{name}" for name in ("q", "k", "v", "out", "mlp.fc1", "mlp.fc2")]
+    assert layer_sites(tiny_siglip) == ["image.patch_embedding", *image, *pool, *TEXT_LAYERS]
+    inner = {f"{block}.{name}" for tower in ("image", "text") for block in blocks(tower) for name in BLOCK_TENSORS}
+    pooled = {f"image.pool.{name}" for name in (*POOL_TENSORS, "mlp.input", "mlp.hidden")}
+    # nothing reads the pooled token, which is the embedding
+    assert set(tensor_sites(tiny_siglip)) == {"image.pixels", "text.pooled"} | inner | pooled
 
 
 def test_tensors_of_a_vit(tiny_clip: Clip) -> None:

@@ -51,6 +51,30 @@ def test_w8a8_is_close_to_float(resnet_folder: Path, tmp_path: Path, ids: Tensor
     assert (quantized.encode_text(ids) - texts).norm() / (texts - texts.mean(0)).norm() < 0.1
 
 
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])
+def test_siglip_s_pool_is_quantized_and_its_artifact_evaluated(
+    recipe: str, siglip_folder: Path, tmp_path: Path, pixels: Tensor
+) -> None:
+    quantized = quantize(siglip_folder, tmp_path / "out", recipe)
+    clip = d4c.load(f"local-dir:{siglip_folder}")
+    assert {"image.pool.q", "image.pool.mlp.fc2", "image.patch_embedding"} <= quantized.quantized_weights().keys()
+    assert {"image.pool.q_input", "image.pool.mlp.hidden"} <= quantized.tensor_quantizers().keys()
+    assert (quantized.logit_bias, quantized.tokenizer("a cat").tolist()) == (-10, clip.tokenizer("a cat").tolist())
+    pixels, ids = pixels.clamp(-1, 1), torch.from_numpy(clip.tokenizer(["cat", "a photo of a dog", ""]))
+    again = d4c.load_quantized(tmp_path / "out")
+    assert torch.equal(quantized.encode_image(pixels), again.encode_image(pixels))
+    assert torch.equal(quantized.encode_text(ids), again.encode_text(ids))
+    if recipe == "w8a8":
+        images = clip.encode_image(pixels)
+        error = (quantized.encode_image(pixels) - images).norm() / (images - images.mean(0)).norm()
+        assert error < 0.2  # four images of three steps calibrate it
+    figures = pipeline.evaluate_without_data(str(tmp_path / "out"), against=None, device="cpu", report=lambda *_: None)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert figures["worst"] == report["evaluation"]["worst"]
+    units = {unit["name"] for unit in report["reconstruction"]["units"]}
+    assert {"image.pool.q", "image.pool.k+v", "image.pool.out", "image.pool.mlp.fc1", "image.pool.mlp.fc2"} <= units
+
+
 def test_the_same_seed_gives_the_same_artifact_and_another_one_does_not(vit_folder: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         quantize(vit_folder, tmp_path / name, seed=seed)

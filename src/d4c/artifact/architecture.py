@@ -9,17 +9,25 @@ Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 TextPooling = Literal["end_of_text", "last", "first"]
 
 
+# Of a ViT: what artifacts and fingerprints made before these options existed do not name.
+LATER_OPTIONS = {"class_token": True, "patch_bias": False, "projection": True}
+
+
 @dataclass(frozen=True, slots=True)
 class VisionTransformerConfig:
-    """A ViT image tower: patches, a class token, pre-norm blocks, one pooled token, a projection.
+    """A ViT image tower: patches, pre-norm blocks, one pooled token, perhaps a projection.
 
     Args:
-        image_size: side of the square input, pixels; a multiple of `patch_size`.
-        mlp_width: hidden features of each block's MLP.
+        image_size: side of the square input, pixels; what is left of it beside whole patches is not seen.
+        mlp_width: hidden features of each block's MLP, and of the attention pool's.
         pre_norm: whether a LayerNorm precedes the first block (OpenAI's `ln_pre`).
-        pooling: "class" takes token 0, "mean" averages the patch tokens.
+        pooling: "class" takes token 0, "mean" averages the patch tokens, "attention" lets a learned probe look at all
+            of them (SigLIP).
         norm_after_pooling: whether the last LayerNorm sees the pooled token instead of all tokens.
         layer_scale: whether each branch is multiplied by a learned vector before the residual sum.
+        class_token: whether a learned token stands before the patches.
+        patch_bias: whether the patch embedding has a bias.
+        projection: whether a linear follows the pooled token; without one the embedding is as wide as the tower.
     """
 
     image_size: int
@@ -31,17 +39,27 @@ class VisionTransformerConfig:
     activation: Activation
     norm_eps: float = 1e-5
     pre_norm: bool = True
-    pooling: Literal["class", "mean"] = "class"
+    pooling: Literal["class", "mean", "attention"] = "class"
     norm_after_pooling: bool = False
     layer_scale: bool = False
+    class_token: bool = True
+    patch_bias: bool = False
+    projection: bool = True
     kind: Literal["vit"] = "vit"
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size or self.width % self.heads:
+        if self.image_size < self.patch_size or self.width % self.heads:
             raise ValueError(
-                f"need image_size divisible by patch_size and width by heads; got {self.image_size}/{self.patch_size}, "
-                f"{self.width}/{self.heads}"
+                f"need an image of at least one patch and width divisible by heads; got "
+                f"{self.image_size}/{self.patch_size}, {self.width}/{self.heads}"
             )
+        if self.pooling == "class" and not self.class_token:
+            raise ValueError("need a class token to pool by it")
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches, and the class token where there is one."""
+        return (self.image_size // self.patch_size) ** 2 + self.class_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +122,21 @@ class ClipConfig:
     image: VisionTransformerConfig | ResNetConfig
     text: TextConfig
 
+    def __post_init__(self) -> None:
+        image = self.image
+        if not isinstance(image, ResNetConfig) and not image.projection and image.width != self.embed_dim:
+            raise ValueError(f"need a projection from {image.width} to {self.embed_dim} channels")
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, for `config.json`."""
-        return asdict(self)
+        """Plain JSON types, for `config.json`.
+
+        Options that came after the first artifacts are left out at their default: fingerprints hash this.
+        """
+        data = asdict(self)
+        for option, default in LATER_OPTIONS.items():
+            if data["image"].get(option) == default:
+                del data["image"][option]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ClipConfig:

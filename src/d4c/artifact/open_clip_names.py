@@ -5,29 +5,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from d4c.artifact.architecture import ClipConfig, ResNetConfig
+from d4c.artifact.architecture import ClipConfig, ResNetConfig, VisionTransformerConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One of open_clip's parameters.
+    """One of another library's parameters.
 
     Args:
         theirs: its name there.
         ours: the canonical name, or three of them where it is split into equal parts along axis 0.
         transposed: whether the canonical form is its transpose.
+        batched: whether it has one more axis, of length 1, in front.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
+    batched: bool = False
 
 
 def name_table(config: ClipConfig, text_prefix: str = "") -> list[Entry]:
@@ -36,7 +38,10 @@ def name_table(config: ClipConfig, text_prefix: str = "") -> list[Entry]:
     Args:
         text_prefix: "text." where open_clip keeps the text tower in a module of its own (CustomTextCLIP).
     """
-    image = _resnet(config.image) if isinstance(config.image, ResNetConfig) else _vit(config)
+    if isinstance(config.image, ResNetConfig):
+        image = _resnet(config.image)
+    else:
+        image = _timm_vit(config.image) if config.image.pooling == "attention" else _vit(config.image)
     return [*image, *_text(config, text_prefix), Entry("logit_scale", ("logit_scale",))]
 
 
@@ -46,16 +51,32 @@ def to_open_clip(config: ClipConfig, state: Mapping[str, NDArray[Any]]) -> dict[
     Raises:
         KeyError: a parameter of the table is missing in `state`.
     """
+    return renamed_arrays(name_table(config), state)
+
+
+def renamed_arrays(table: Iterable[Entry], state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Canonical parameters in another library's names and layout.
+
+    Raises:
+        KeyError: a parameter of the table is missing in `state`.
+    """
     theirs = {}
-    for entry in name_table(config):
+    for entry in table:
         array = np.concatenate([state[name] for name in entry.ours]) if len(entry.ours) > 1 else state[entry.ours[0]]
-        theirs[entry.theirs] = array.T.copy() if entry.transposed else array
+        array = array.T.copy() if entry.transposed else array
+        theirs[entry.theirs] = array[None] if entry.batched else array
     return theirs
 
 
 def open_clip_model_cfg(config: ClipConfig) -> dict[str, Any]:
-    """`model_cfg` of an open_clip_config.json, for the architectures that OpenAI trained and smaller ones like them."""
+    """`model_cfg` of an open_clip_config.json, for the architectures that OpenAI trained and smaller ones like them.
+
+    Raises:
+        ValueError: SigLIP's pooling, which open_clip has in timm's named models alone.
+    """
     image, text = config.image, config.text
+    if not isinstance(image, ResNetConfig) and image.pooling == "attention":
+        raise ValueError("open_clip has attention pooling in timm's named models alone")
     if isinstance(image, ResNetConfig):
         vision = {"layers": list(image.layers), "head_width": image.width * 32 // image.heads}
     else:
@@ -76,9 +97,7 @@ def open_clip_model_cfg(config: ClipConfig) -> dict[str, Any]:
     }
 
 
-def _vit(config: ClipConfig) -> Iterator[Entry]:
-    vit = config.image
-    assert not isinstance(vit, ResNetConfig)
+def _vit(vit: VisionTransformerConfig) -> Iterator[Entry]:
     yield Entry("visual.class_embedding", ("image.class_embedding",))
     yield Entry("visual.positional_embedding", ("image.position_embedding",))
     yield Entry("visual.conv1.weight", ("image.patch_embedding.weight",))
@@ -88,6 +107,26 @@ def _vit(config: ClipConfig) -> Iterator[Entry]:
         yield from _block(f"visual.transformer.resblocks.{i}", f"image.blocks.{i}", vit.layer_scale)
     yield from _both("visual.ln_post", "image.norm_post")
     yield Entry("visual.proj", ("image.projection.weight",), transposed=True)
+
+
+def _timm_vit(vit: VisionTransformerConfig) -> Iterator[Entry]:
+    """SigLIP's image tower, which open_clip takes from timm."""
+    yield Entry("visual.trunk.pos_embed", ("image.position_embedding",), batched=True)
+    yield from _both("visual.trunk.patch_embed.proj", "image.patch_embedding")
+    for i in range(vit.layers):
+        theirs, ours = f"visual.trunk.blocks.{i}", f"image.blocks.{i}"
+        yield from _both(f"{theirs}.norm1", f"{ours}.norm1")
+        yield from _stacked(f"{theirs}.attn.qkv.", f"{ours}.attention", "qkv")
+        yield from _both(f"{theirs}.attn.proj", f"{ours}.attention.out")
+        yield from _both(f"{theirs}.norm2", f"{ours}.norm2")
+        yield from _both(f"{theirs}.mlp.fc1", f"{ours}.mlp.fc1")
+        yield from _both(f"{theirs}.mlp.fc2", f"{ours}.mlp.fc2")
+    yield from _both("visual.trunk.norm", "image.norm_post")
+    yield Entry("visual.trunk.attn_pool.latent", ("image.pool.probe",), batched=True)
+    yield from _both("visual.trunk.attn_pool.q", "image.pool.q")
+    yield from _stacked("visual.trunk.attn_pool.kv.", "image.pool", "kv")
+    for theirs, ours in (("proj", "out"), ("norm", "norm"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2")):
+        yield from _both(f"visual.trunk.attn_pool.{theirs}", f"image.pool.{ours}")
 
 
 def _resnet(config: ResNetConfig) -> Iterator[Entry]:
@@ -122,9 +161,7 @@ def _text(config: ClipConfig, prefix: str) -> Iterator[Entry]:
 
 def _block(theirs: str, ours: str, layer_scale: bool) -> Iterator[Entry]:
     yield from _both(f"{theirs}.ln_1", f"{ours}.norm1")
-    for kind in ("weight", "bias"):
-        parts = tuple(f"{ours}.attention.{name}.{kind}" for name in "qkv")
-        yield Entry(f"{theirs}.attn.in_proj_{kind}", parts)
+    yield from _stacked(f"{theirs}.attn.in_proj_", f"{ours}.attention", "qkv")
     yield from _both(f"{theirs}.attn.out_proj", f"{ours}.attention.out")
     yield from _both(f"{theirs}.ln_2", f"{ours}.norm2")
     yield from _both(f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc1")
@@ -132,6 +169,12 @@ def _block(theirs: str, ours: str, layer_scale: bool) -> Iterator[Entry]:
     if layer_scale:
         for i in (1, 2):
             yield Entry(f"{theirs}.ls_{i}.gamma", (f"{ours}.scale{i}.gamma",))
+
+
+def _stacked(theirs: str, ours: str, letters: str) -> Iterator[Entry]:
+    """One linear of theirs that stands for several of ours."""
+    for kind in ("weight", "bias"):
+        yield Entry(f"{theirs}{kind}", tuple(f"{ours}.{letter}.{kind}" for letter in letters))
 
 
 def _both(theirs: str, ours: str) -> Iterator[Entry]:

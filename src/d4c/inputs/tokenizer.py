@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import gzip
-import html
 import importlib.util
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +17,7 @@ from tokenizers.normalizers import NFC, Lowercase, Replace
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from d4c.errors import ModelFileError
-
-logger = logging.getLogger(__name__)
+from d4c.inputs.cleaning import CLEANINGS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # What one BPE word is (CLIP, arXiv:2103.00020, released code): contractions, letters, single digits, the rest.
@@ -30,40 +27,60 @@ NUM_MERGES = 49152 - 256 - 2
 
 
 class Tokenizer:
-    """Cleans, splits and encodes texts exactly as open_clip's SimpleTokenizer does.
+    """Cleans, splits and encodes texts exactly as the library that a model comes from does.
 
-    Texts are repaired (ftfy, where it is installed), HTML entities are resolved twice, white space is collapsed and
-    letters are lowered. A text too long for the context keeps its end token. The names of the special tokens have no
-    special meaning inside a text.
+    By default that is open_clip's SimpleTokenizer: texts are repaired (ftfy, where it is installed), HTML entities are
+    resolved twice, white space is collapsed and letters are lowered. A text too long for the context keeps its end
+    token. The names of the special tokens have no special meaning inside a text.
 
     Args:
-        encoder: byte-pair encoder of the `tokenizers` library that knows `START` and `END`.
+        encoder: of the `tokenizers` library; knows `start` and `end`.
         context_length: ids a text is padded and cut to.
         pad_id: id after the end token; OpenAI pads with 0.
+        start: token before every text, or None; end: the one after it.
+        cleaning: what happens to a text first, a name of `CLEANINGS`.
+
+    Raises:
+        ModelFileError: the encoder lacks a special token, or there is no such cleaning.
     """
 
-    def __init__(self, encoder: tokenizers.Tokenizer, context_length: int, pad_id: int = 0) -> None:
-        start, end = encoder.token_to_id(START), encoder.token_to_id(END)
-        if start is None or end is None:
-            raise ModelFileError(f"tokenizer.json lacks {START} or {END}")
-        self.context_length, self.pad_id, self.start_id, self.end_id = context_length, pad_id, start, end
+    def __init__(
+        self,
+        encoder: tokenizers.Tokenizer,
+        context_length: int,
+        pad_id: int = 0,
+        *,
+        start: str | None = START,
+        end: str = END,
+        cleaning: str = "open_clip",
+    ) -> None:
+        start_id = None if start is None else encoder.token_to_id(start)
+        end_id = encoder.token_to_id(end)
+        if end_id is None or (start is not None and start_id is None):
+            raise ModelFileError(f"tokenizer.json lacks {start} or {end}")
+        if cleaning not in CLEANINGS:
+            raise ModelFileError(f"unknown cleaning of texts '{cleaning}'; known: {', '.join(CLEANINGS)}")
+        self.context_length, self.pad_id, self.start_id, self.end_id = context_length, pad_id, start_id, end_id
+        self._start, self._end, self._cleaning = start, end, cleaning
         self._file = encoder.to_str(pretty=False)
-        # The cleaning below replaces the file's normalizer, which serves consumers that do not clean.
         self._encoder = tokenizers.Tokenizer.from_str(self._file)
-        self._encoder.normalizer = NormalizerSequence([])
+        if cleaning == "open_clip":  # replaces the file's normalizer, which serves consumers that do not clean
+            self._encoder.normalizer = NormalizerSequence([])
         self._encoder.encode_special_tokens = True
 
     def __call__(self, texts: str | Sequence[str]) -> NDArray[np.int64]:
         """Encode.
 
         Returns:
-            [text, context_length] int64: start, words, end, padding.
+            [text, context_length] int64: start where there is one, words, end, padding.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         ids = np.full((len(texts), self.context_length), self.pad_id, np.int64)
-        encodings = self._encoder.encode_batch([clean(t) for t in texts], add_special_tokens=False)
-        for row, encoding in zip(ids, encodings, strict=True):
-            words = [self.start_id, *encoding.ids[: self.context_length - 2], self.end_id]
+        cleaned = [CLEANINGS[self._cleaning](text) for text in texts]
+        before = [] if self.start_id is None else [self.start_id]
+        room = self.context_length - len(before) - 1
+        for row, encoding in zip(ids, self._encoder.encode_batch(cleaned, add_special_tokens=False), strict=True):
+            words = [*before, *encoding.ids[:room], self.end_id]
             row[: len(words)] = words
         return ids
 
@@ -72,17 +89,23 @@ class Tokenizer:
         return self
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, which Hugging Face's CLIPTokenizer reads too."""
+        """Write `tokenizer.json` and `tokenizer_config.json`, which Hugging Face's tokenizers read too."""
         (folder / "tokenizer.json").write_text(self._file, encoding="utf-8")
+        clip = (self._start, self._end) == (START, END)
         config = {
-            "tokenizer_class": "CLIPTokenizer",
+            "tokenizer_class": "CLIPTokenizer" if clip else "PreTrainedTokenizerFast",
             "model_max_length": self.context_length,
-            "bos_token": START,
-            "eos_token": END,
-            "pad_token": END,
-            "unk_token": END,
+            "bos_token": self._start,
+            "eos_token": self._end,
+            "pad_token": END if clip else self._encoder.id_to_token(self.pad_id),
+            "unk_token": END if clip else None,
             "d4c_pad_id": self.pad_id,
         }
+        config = {key: value for key, value in config.items() if value is not None}
+        if not clip:
+            config |= {"padding_side": "right", "d4c_start": self._start, "d4c_end": self._end}
+        if self._cleaning != "open_clip":
+            config["d4c_cleaning"] = self._cleaning
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -95,7 +118,14 @@ class Tokenizer:
         try:
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             encoder = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            return cls(encoder, config["model_max_length"], config.get("d4c_pad_id", 0))
+            return cls(
+                encoder,
+                config["model_max_length"],
+                config.get("d4c_pad_id", 0),
+                start=config.get("d4c_start", START),
+                end=config.get("d4c_end", END),
+                cleaning=config.get("d4c_cleaning", "open_clip"),
+            )
         except ModelFileError:
             raise
         except Exception as error:  # the tokenizers library raises bare Exception on a bad file
@@ -105,28 +135,6 @@ class Tokenizer:
     def openai(cls, context_length: int = 77) -> Tokenizer:
         """OpenAI's 49,408-token byte-pair encoder, from the vocabulary that open_clip carries."""
         return cls(_openai_encoder(), context_length)
-
-
-def clean(text: str) -> str:
-    """Repair, resolve entities, collapse white space, lower: open_clip's `lower` cleaning."""
-    text = html.unescape(html.unescape(_repair(text)))
-    return " ".join(text.split()).lower()
-
-
-def _repair(text: str) -> str:
-    ftfy = _ftfy_fix()
-    if ftfy is None:
-        if not text.isascii():
-            logger.warning("ftfy is not installed: texts with broken encoding are not repaired")
-        return text
-    return str(ftfy(text))
-
-
-@functools.cache
-def _ftfy_fix():  # type: ignore[no-untyped-def]  # ftfy is optional in the runtime
-    if importlib.util.find_spec("ftfy") is None:
-        return None
-    return importlib.import_module("ftfy").fix_text
 
 
 @functools.cache
@@ -139,14 +147,17 @@ def _openai_encoder() -> tokenizers.Tokenizer:
     merges = [(first, second) for first, second in pairs]
     letters = _byte_letters()
     words = [*letters, *(c + "</w>" for c in letters), *(a + b for a, b in merges), START, END]
+    return byte_pair_encoder({word: i for i, word in enumerate(words)}, merges)
+
+
+def byte_pair_encoder(ids: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """CLIP's byte-pair encoder with a vocabulary of one's own, which holds `START` and `END`.
+
+    Args:
+        ids: by word; merges: pairs of words, the first ones first.
+    """
     encoder = tokenizers.Tokenizer(
-        models.BPE(
-            {word: i for i, word in enumerate(words)},
-            merges,
-            unk_token=END,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-        )
+        models.BPE(ids, merges, unk_token=END, continuing_subword_prefix="", end_of_word_suffix="</w>")
     )
     encoder.add_special_tokens([START, END])
     encoder.normalizer = NormalizerSequence([NFC(), Replace(tokenizers.Regex(r"\s+"), " "), Lowercase()])
@@ -156,7 +167,7 @@ def _openai_encoder() -> tokenizers.Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    end, start = (END, len(words) - 1), (START, len(words) - 2)
+    start, end = (START, ids[START]), (END, ids[END])
     encoder.post_processor = processors.RobertaProcessing(end, start, add_prefix_space=False, trim_offsets=False)
     return encoder
 

@@ -145,3 +145,40 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.scale1(self.attention(self.norm1(x), mask))
         return x + self.scale2(self.mlp(self.norm2(x)))
+
+
+class ProbePool(AttentionProducts):
+    """A learned probe attends to all tokens, and an MLP refines what it saw: y + mlp(norm(y)), y = attention(probe, x).
+
+    `reads` names the tensor site in front of each layer. Source: the MAP head of SigLIP (arXiv:2303.15343) as
+    Transformers and timm parametrise it.
+    """
+
+    reads: ClassVar[dict[str, str]] = {
+        "q": "q_input",
+        "k": "input",
+        "v": "input",
+        "out": "context",
+        "mlp.fc1": "mlp.input",
+        "mlp.fc2": "mlp.hidden",
+    }
+
+    def __init__(self, width: int, heads: int, hidden: int, activation: Activation, *, norm_eps: float) -> None:
+        super().__init__(heads)
+        self.probe = nn.Parameter(torch.empty(1, width).normal_(std=width**-0.5))
+        self.input = TensorSite()
+        self.q_input = TensorSite()
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.context = TensorSite()
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, hidden, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, token, channel] -> [batch, channel]."""
+        q = self.q(self.q_input(self.probe.expand(len(x), -1, -1)))  # [batch, 1, channel]
+        x = self.input(x)
+        y = self.out(self.context(self.products(q, self.k(x), self.v(x))[:, 0]))  # [batch, channel]
+        return y + self.mlp(self.norm(y))

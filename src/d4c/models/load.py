@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from d4c.errors import ModelFileError, UnknownNameError, UnsupportedModelError, UsageError
-from d4c.models import from_open_clip, from_openai
+from d4c.errors import ModelFileError, UnknownNameError, UsageError
+from d4c.models import from_open_clip, from_openai, from_transformers
 from d4c.models.clip import Clip
+from d4c.models.hub import CONFIG_FILES, fetch_files, fetch_tokenizer
 from d4c.models.names import BUNDLED, OPENAI_NAMES, registered_names
 
 
@@ -16,8 +17,9 @@ def load(name: str, pretrained: str | None = None) -> Clip:
 
     Args:
         name: a bundled model (`tiny`, `tiny-rn`), an OpenAI name (`ViT-B/32`), an open_clip name with its tag in
-            `pretrained` or after two underscores (`ViT-B-32__laion2b_s34b_b79k`), `local-dir:FOLDER` in open_clip's
-            layout, or a path to an OpenAI `.pt` or `.safetensors` file.
+            `pretrained` or after two underscores (`ViT-B-32__laion2b_s34b_b79k`), `local-dir:FOLDER` or
+            `hf-hub:ORGANISATION/NAME`, in open_clip's layout or Transformers' (CLIP, SigLIP), or a path to an OpenAI
+            `.pt` or `.safetensors` file.
         pretrained: open_clip's tag.
 
     Raises:
@@ -32,11 +34,9 @@ def load(name: str, pretrained: str | None = None) -> Clip:
         folder = Path(name.removeprefix("local-dir:"))
         if not folder.is_dir():
             raise UsageError(f"no such folder: {folder}")
-        return from_open_clip.load_folder(folder, name)
+        return _load_folder(folder, name)
     if name.startswith("hf-hub:"):
-        raise UnsupportedModelError(
-            f"{name}: models of the hub are not supported yet; download the folder and name it as local-dir:PATH"
-        )
+        return _load_hub(name)
     if name.endswith((".pt", ".safetensors")):
         if not Path(name).is_file():
             raise UsageError(f"no such file: {name}")
@@ -65,6 +65,28 @@ def prompts_beside(name: str) -> Path | None:
     else:
         return None
     return path if path.is_file() else None
+
+
+def _load_folder(folder: Path, source: str) -> Clip:
+    if (folder / "open_clip_config.json").is_file() or not (folder / "config.json").is_file():
+        return from_open_clip.load_folder(folder, source)
+    return from_transformers.load_folder(folder, source)
+
+
+def _load_hub(name: str) -> Clip:
+    """Only the files that are read are fetched: many repositories hold the same weights in several forms."""
+    repository = name.removeprefix("hf-hub:")
+    folder = fetch_files(repository, CONFIG_FILES)
+    pinned = f"{repository.partition('@')[0]}@{folder.name}"
+    if (folder / "open_clip_config.json").is_file():
+        from_open_clip.read_config(folder, name)  # may refuse
+        fetch_files(pinned, from_open_clip.WEIGHT_FILES)
+        return from_open_clip.load_folder(folder, name, fetch_tokenizer)
+    from_transformers.read_config(folder, name)  # may refuse
+    fetch_files(pinned, from_transformers.WEIGHT_FILES, from_transformers.OTHER_FILES)
+    for shard in from_transformers.shard_names(folder):
+        fetch_files(pinned, [shard])
+    return from_transformers.load_folder(folder, name)
 
 
 def _load_registered(name: str, pretrained: str | None) -> Clip:
