@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+WORKERS ?= 2
 
 .PHONY: demo setup test test-slow lint types contracts format bench clean
 
@@ -29,7 +30,7 @@ contracts: $(READY)
 	$(BIN)/lint-imports
 
 test: lint types contracts ## what .ci/run calls
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not gpu and not network'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m 'not slow and not gpu and not network'
 
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not network'
