@@ -17,38 +17,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from d4c import evaluate, pipeline
 from d4c.evaluate import ImageTask, Prediction
+from d4c.experiments.cells import TwoTowers
 from d4c.images import ImageSet
-from d4c.inputs import Encoder, Preprocess, Tokenizer
+from d4c.inputs import Encoder
 from d4c.recipes import load_recipe
 
 TOWERS = {"both": "both towers quantized", "image": "image tower quantized, text tower float"}
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageTowerOnly:
-    """Images from one encoder, texts from another: what the images of a calibration set can change."""
-
-    quantized: Encoder
-    plain: Encoder
-
-    @property
-    def preprocess(self) -> Preprocess:
-        return self.quantized.preprocess
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.plain.tokenizer
-
-    def encode_image(self, pixels: np.ndarray) -> np.ndarray:
-        return self.quantized.encode_image(pixels)
-
-    def encode_text(self, ids: np.ndarray) -> np.ndarray:
-        return self.plain.encode_text(ids)
 
 
 def measure(
@@ -64,7 +42,7 @@ def measure(
         job = dataclasses.replace(job, images=images)
     summary = pipeline.run(job)
     both = pipeline.open_encoder(str(out))
-    encoders: dict[str, Encoder] = {"both": both, "image": ImageTowerOnly(both, pipeline.open_encoder(model))}
+    encoders: dict[str, Encoder] = {"both": both, "image": TwoTowers(image=both, text=pipeline.open_encoder(model))}
     predictions = evaluate.classify(encoders, task, silent)
     shutil.rmtree(out)
     return {
