@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from d4c.artifact import Work, user_cache
+from d4c.artifact.work import appearing_whole
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -109,3 +110,20 @@ def test_the_users_cache_is_where_the_environment_says(monkeypatch: pytest.Monke
     monkeypatch.delenv("D4C_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert user_cache() == Path.home() / ".cache" / "d4c"
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+
+    def fail() -> None:
+        with appearing_whole(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not path.exists()
+    with appearing_whole(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"

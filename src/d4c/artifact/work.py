@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,18 @@ from safetensors.numpy import load_file, save_file
 
 Report = Callable[[str, int, int], None]
 Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@contextlib.contextmanager
+def appearing_whole(path: Path) -> Iterator[Path]:
+    """Give another name to write a file under; it gets its own when the `with` ends well, whole or not at all.
+
+    Its folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    yield temporary
+    temporary.replace(path)
 
 
 def _silent(label: str, done: int, total: int) -> None:
@@ -47,11 +59,8 @@ class Work:
         """Keep a piece; it appears whole or not at all."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{piece}.safetensors"
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary)
-        temporary.replace(path)
+        with appearing_whole(self.folder / f"{piece}.safetensors") as path:
+            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
 
 
 def user_cache() -> Path:

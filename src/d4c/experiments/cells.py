@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 import d4c
 from d4c import calibrate, evaluate, reconstruct, synthesize
 from d4c.artifact import Work, user_cache
-from d4c.artifact.work import Report
+from d4c.artifact.work import Report, appearing_whole
 from d4c.errors import ImageFileError, RecipeError, UsageError
 from d4c.experiments.grid import BASELINE, REAL, Cell, Grid
 from d4c.images import ImageSet, load_image_folder
@@ -58,7 +58,7 @@ class Setup:
     """A cell with everything looked up.
 
     Args:
-        bank: what images are drawn towards; held_bank: names that judge.
+        bank: what images are drawn towards; held_bank: names that judge; templates: of calibration texts.
     """
 
     cell: Cell
@@ -67,6 +67,7 @@ class Setup:
     scheme: Scheme
     bank: PromptBank
     held_bank: PromptBank
+    templates: tuple[str, ...]
     task: evaluate.ImageTask
     place: Place
 
@@ -75,8 +76,8 @@ class Setup:
         """What every result depends on beside its settings."""
         clip = self.clip
         return [
-            clip.fingerprint, clip.preprocess, self.bank.prompts, self.cell.seed, torch.get_num_threads(),
-            clip.logit_scale.device.type, torch.__version__, d4c.__version__,
+            clip.fingerprint, clip.preprocess, self.bank.prompts, self.templates, self.cell.seed,
+            torch.get_num_threads(), clip.logit_scale.device.type, torch.__version__, d4c.__version__,
         ]  # fmt: skip
 
 
@@ -99,7 +100,8 @@ def set_up(grid: Grid, cell: Cell, place: Place) -> Setup:
     task = evaluate.load_task(grid.dataset, place.root, clip.preprocess)
     if not isinstance(task, evaluate.ImageTask):
         raise UsageError(f"{grid.dataset}: captions without classes; a grid is measured by classification")
-    return Setup(cell, clip, recipe, resolve_scheme(recipe, sites_of(clip)), bank, held_bank, task, place)
+    templates = load_templates(recipe.calibrate.templates)
+    return Setup(cell, clip, recipe, resolve_scheme(recipe, sites_of(clip)), bank, held_bank, templates, task, place)
 
 
 @functools.lru_cache(maxsize=2)  # a process walks through many cells of one model
@@ -122,10 +124,9 @@ def image_set(setup: Setup, report: Report) -> ImageSet:
             path.unlink()
     work = Work(path.with_suffix(".work"), report)
     images = synthesize.run(setup.clip, setup.bank.prompts, config, seed=setup.cell.seed, work=work)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    images.save(temporary)
-    temporary.replace(path)
+    with appearing_whole(path) as temporary:
+        images.save(temporary)
+    _remove(work)
     return images
 
 
@@ -141,8 +142,8 @@ class Judges:
 def judges(setup: Setup) -> Judges:
     """The held-out images and texts, and the calibration texts, of a cell."""
     held = synthesize.held_out_sets(setup.clip, setup.held_bank.prompts, user_cache(), Work())
-    templates = load_templates(setup.recipe.calibrate.templates)
-    ids = calibration_tokens(setup.clip, setup.bank, templates, setup.recipe.calibrate.texts, setup.cell.seed)
+    num = setup.recipe.calibrate.texts
+    ids = calibration_tokens(setup.clip, setup.bank, setup.templates, num, setup.cell.seed)
     return Judges(held["synthetic"], held_out_tokens(setup.clip, setup.held_bank), ids)
 
 
@@ -161,10 +162,8 @@ def text_ranges(setup: Setup, folded: Clip, held: Judges, report: Report) -> tup
     ranges = calibrate.run(
         folded, held.images, held.ids, setup.scheme, recipe.calibrate, towers=["text"], work=work
     )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(ranges.to_tensors(), temporary)
-    temporary.replace(path)
+    with appearing_whole(path) as temporary:
+        save_file(ranges.to_tensors(), temporary)
     return ranges, work
 
 
@@ -180,11 +179,15 @@ def image_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedCl
     images = image_set(setup, report)
     folded = fold_batchnorm(setup.clip) if setup.recipe.fold_batchnorm else setup.clip
     key = hash_of("image", dump_recipe(setup.recipe), tensor_hash(images.pixels), *setup.environment)[:16]
-    work = Work(setup.place.out / "cells" / f"{setup.cell.name}.{key}.work", report)
+    work = _cell_work(setup, report).within(key)
     ranges = calibrate.run(
         folded, images, held.ids, setup.scheme, setup.recipe.calibrate, towers=["image"], work=work
     )  # fmt: skip
     return _reconstruct(setup, "image", folded, images, held, ranges, work)
+
+
+def _cell_work(setup: Setup, report: Report) -> Work:
+    return Work(setup.place.out / "cells" / f"{setup.cell.name}.work", report)
 
 
 def _reconstruct(
@@ -236,7 +239,9 @@ def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, 
         setup = set_up(grid, cell, place)
     except RecipeError as error:
         return {"cell": dataclasses.asdict(cell), "refused": str(error)}
-    settings = hash_of("cell", dump_recipe(setup.recipe), grid.dataset, cell.method, *setup.environment)
+    settings = hash_of(
+        "cell", dump_recipe(setup.recipe), grid.dataset, cell.method, _pictures(setup), *setup.environment
+    )
     if path.exists():
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if result.get("settings") == settings:
@@ -262,7 +267,16 @@ def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, 
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     _write(path, result)
+    _remove(_cell_work(setup, report))
     return result
+
+
+def _pictures(setup: Setup) -> list[Any]:
+    """What tells one folder of real pictures from another, where the cell takes them."""
+    if setup.cell.method != REAL or setup.place.real is None:
+        return []
+    files = sorted(path for path in setup.place.real.rglob("*") if path.is_file())
+    return [(path.name, path.stat().st_size) for path in files]
 
 
 def _right(prediction: evaluate.Prediction) -> str:
@@ -270,7 +284,11 @@ def _right(prediction: evaluate.Prediction) -> str:
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with appearing_whole(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _remove(work: Work) -> None:
+    """Forget the pieces of what is finished."""
+    if work.folder is not None:
+        shutil.rmtree(work.folder, ignore_errors=True)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from d4c import evaluate, pipeline
-from d4c.artifact.work import Report
+from d4c.artifact.work import Report, appearing_whole
 from d4c.errors import RunError, UnknownNameError, UsageError
 from d4c.images import ImageSet
 from d4c.inputs import Preprocess
@@ -208,9 +208,8 @@ def run(experiment: Experiment, *, fresh: bool, report: Report) -> dict[str, Any
 
 
 def _write(path: Path, data: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with appearing_whole(path) as temporary:
+        temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
 
 
 def _quantized(experiment: Experiment, fresh: bool, report: Report) -> Clip:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import resource
 import sys
 import time
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from d4c.artifact import Work
+from d4c.artifact.work import appearing_whole
 
 Result = TypeVar("Result")
 
@@ -57,10 +57,8 @@ class Stages:
         if result is None:
             result = compute(work)
             if save is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_suffix(f".{os.getpid()}.tmp")
-                save(result, temporary)
-                temporary.replace(path)
+                with appearing_whole(path) as temporary:
+                    save(result, temporary)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         seconds = round(time.monotonic() - start, 3)
         self.record[name] = {"seconds": seconds, "peak_memory_bytes": peak, "settings": self.key}

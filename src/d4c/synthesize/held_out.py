@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from d4c.artifact import Work
+from d4c.artifact.work import appearing_whole
 from d4c.errors import ImageFileError
 from d4c.images import ImageSet, procedural_set
 from d4c.models import Clip
@@ -56,9 +56,7 @@ def _cached(clip: Clip, prompts: Sequence[str], config: Synthesize, cache: Path 
             path.unlink()
     images = run(clip, prompts, config, seed=SEED, work=work.within(f"held-out-{config.steps}"))
     if path is not None:
-        with contextlib.suppress(OSError, SafetensorError):  # a cache that cannot be written is no reason to fail
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        # a cache that cannot be written is no reason to fail
+        with contextlib.suppress(OSError, SafetensorError), appearing_whole(path) as temporary:
             images.save(temporary)
-            temporary.replace(path)
     return images

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from d4c.artifact.work import appearing_whole
 from d4c.pipeline.stages import hash_of
 
 Cell = dict[str, Any]
@@ -36,7 +36,6 @@ class Cells:
         if found is not None:
             return found
         text = json.dumps(measure(), indent=1, allow_nan=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
         cell: Cell = json.loads(text)
         return cell
@@ -44,9 +43,8 @@ class Cells:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file in one rename."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with appearing_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _read(path: Path) -> Cell | None:
