@@ -76,8 +76,8 @@ class Setup:
         """What every result depends on beside its settings."""
         clip = self.clip
         return [
-            clip.fingerprint, clip.preprocess, self.bank.prompts, self.templates, self.cell.seed,
-            torch.get_num_threads(), clip.logit_scale.device.type, torch.__version__, d4c.__version__,
+            clip.fingerprint, clip.preprocess, self.bank.prompts, self.cell.seed, torch.get_num_threads(),
+            clip.logit_scale.device.type, torch.__version__, d4c.__version__,
         ]  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def text_ranges(setup: Setup, folded: Clip, held: Judges, report: Report) -> tup
     Nothing in it depends on calibration images.
     """
     recipe = dataclasses.replace(setup.recipe, synthesize=Synthesize())
-    key = hash_of("text", dump_recipe(recipe), *setup.environment)[:16]
+    key = hash_of("text", dump_recipe(recipe), setup.templates, *setup.environment)[:16]
     work = Work(setup.place.out / "text" / f"{setup.cell.model.replace('/', '-')}-{key}", report)
     assert work.folder is not None
     path = work.folder / "ranges.safetensors"
@@ -240,8 +240,9 @@ def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, 
     except RecipeError as error:
         return {"cell": dataclasses.asdict(cell), "refused": str(error)}
     settings = hash_of(
-        "cell", dump_recipe(setup.recipe), grid.dataset, cell.method, _pictures(setup), *setup.environment
-    )
+        "cell", dump_recipe(setup.recipe), setup.templates, grid.dataset, cell.method, _pictures(setup),
+        *setup.environment,
+    )  # fmt: skip
     if path.exists():
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if result.get("settings") == settings:
