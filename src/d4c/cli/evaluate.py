@@ -65,9 +65,10 @@ def _print_without_data(model: str, result: dict[str, Any]) -> None:
 
 
 def _print_on_data(result: dict[str, Any]) -> None:
-    keys = list(result["results"][0]["metrics"])
-    rows = [[r["model"], *(f"{r['metrics'][key]:.2%}" for key in keys)] for r in result["results"]]
-    print_table(result["results"][0]["dataset"], ["model", *keys], rows)
+    records = result["results"]
+    keys = list(records[0]["metrics"])
+    rows = [[key, *(f"{record['metrics'][key]:.2%}" for record in records)] for key in keys]
+    print_table(records[0]["dataset"], ["", *(record["model"] for record in records)], rows)
     if "paired" in result:
         p = result["paired"]
         changed = "changed predictions" if "changed_predictions" in p else "changed hits"
