@@ -197,6 +197,8 @@ def test_the_command_writes_table_and_plot_from_processes_of_their_own(
     printed = capsys.readouterr().out
     assert exit_.value.code == 0
     assert (tmp_path / "grid" / "table.md").read_text() == printed
+    rows = json.loads((tmp_path / "grid" / "table.json").read_text())["rows"]
+    assert {(row["method"], row["tower"]) for row in rows} == {("real", "both"), ("real", "image")}
     assert "| real |" in printed
     assert "not possible" in printed
     assert (tmp_path / "grid" / "losses.png").exists()

@@ -53,6 +53,7 @@ def test_one_seed_has_no_spread_and_no_test() -> None:
     assert math.isnan(row.spread)
     assert math.isnan(row.p)
     assert math.isnan(paired_p([0.5, 0.5]))  # nothing varies
+    assert as_json([row], RESULTS[:1])["rows"][0]["spread"] is None  # JSON has no NaN
 
 
 def test_what_a_model_cannot_have_is_listed_with_its_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ def compare(
     as_json: options.AsJson = False,
 ) -> None:
     """Quantize and measure models x methods x recipes x seeds; the same command continues, and skips what is done."""
+    from d4c.artifact.work import appearing_whole
     from d4c.experiments import compare as study
     from d4c.experiments import tables
     from d4c.experiments.cells import Place
@@ -36,8 +38,9 @@ def compare(
         results = study.run(plan, Place(folder, root, real, device), jobs=jobs, threads=threads, report=report)
     rows = tables.rows_of(results)
     figures, text = tables.as_json(rows, results), tables.markdown(rows, results)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    for name, content in (("table.md", text), ("table.json", json.dumps(figures, indent=1) + "\n")):
+        with appearing_whole(folder / name) as path:
+            path.write_text(content, encoding="utf-8")
     if rows:
         tables.plot(rows, folder / "losses.png")
     if as_json:

@@ -117,10 +117,11 @@ def _std(values: NDArray[np.float64]) -> float:
 
 
 def as_json(rows: Sequence[Row], results: Results) -> dict[str, Any]:
-    """Everything the tables say, and what was refused."""
+    """Everything the tables say, and what was refused; null where there is no figure."""
     refused = [{**r["cell"], "reason": r["refused"]} for r in results if "refused" in r]
     floats = {r["cell"]["model"]: _acc(r, "float") for r in results if "refused" not in r}
-    return {"float": floats, "rows": [asdict(row) for row in rows], "refused": refused}
+    said = [{key: None if value != value else value for key, value in asdict(row).items()} for row in rows]  # NaN
+    return {"float": floats, "rows": said, "refused": refused}
 
 
 def markdown(rows: Sequence[Row], results: Results) -> str:
