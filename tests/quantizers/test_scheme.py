@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from d4c.errors import RecipeError
@@ -90,3 +92,16 @@ def test_quantized_inputs_in_front_of_float_weights_are_refused() -> None:
     rules = (W8A8, Rule("a.k", weight_bits=32))
     with pytest.raises(RecipeError, match=r"a\.k has float weights"):
         resolve_scheme(Recipe("r", placement="inputs", rules=rules), SITES)
+
+
+@pytest.mark.parametrize(("placement", "site"), [("inputs", "b.fc"), ("tensors", "b.input")])
+@pytest.mark.parametrize("granularity", ["channel", "token"])
+def test_a_convolution_reads_one_scale(placement: str, site: str, granularity: str) -> None:
+    sites = dataclasses.replace(SITES, convolutions=frozenset({"b.fc"}))
+    fine = Rule("a.*", activation_granularity=granularity)  # type: ignore[arg-type]
+    wrong = Rule(site, activation_granularity=granularity)  # type: ignore[arg-type]
+    resolve_scheme(Recipe("r", placement=placement, rules=(W8A8, fine)), sites)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=f"{site} has a scale for each {granularity}, but b.fc is a convolution"):
+        resolve_scheme(Recipe("r", placement=placement, rules=(W8A8, wrong)), sites)  # type: ignore[arg-type]
+    free = Rule(site, activation_bits=32, weight_bits=32)
+    resolve_scheme(Recipe("r", placement=placement, rules=(W8A8, wrong, free)), sites)  # type: ignore[arg-type]

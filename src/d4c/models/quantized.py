@@ -68,6 +68,7 @@ def sites_of(clip: Clip) -> Sites:
         tensors=tensors,
         attention_factors=frozenset(site for site in tensors if is_attention_factor(site)),
         inputs=inputs,
+        convolutions=frozenset(name for name, module in clip.named_modules() if isinstance(module, nn.Conv2d)),
     )
 
 

@@ -17,7 +17,7 @@ class Sites:
     """The names that a scheme can speak of.
 
     Args:
-        layers: every layer with a weight; embeddings: those of them that are tables.
+        layers: every layer with a weight; embeddings: those of them that are tables; convolutions: those that are.
         tensors: every tensor site; attention_factors: those of them that are factors of attention's products.
         inputs: the tensor site each layer reads; embeddings read none.
     """
@@ -27,6 +27,7 @@ class Sites:
     tensors: tuple[str, ...]
     attention_factors: frozenset[str]
     inputs: Mapping[str, str]
+    convolutions: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,10 @@ def resolve_scheme(recipe: Recipe, sites: Sites) -> Scheme:
     """Apply the rules of a recipe to the sites of a model.
 
     Raises:
-        RecipeError: a deployable recipe that would leave a quantized layer in float or the other way round, or inputs
-            quantized in front of float weights.
+        RecipeError: a deployable recipe that would leave a quantized layer in float or the other way round, inputs
+            quantized in front of float weights, or several scales for what a convolution reads.
     """
+    _check_granularity(recipe, sites)
     weights = {}
     for layer in sites.layers:
         bits = recipe.bits(layer, "weight_bits")
@@ -65,6 +67,17 @@ def resolve_scheme(recipe: Recipe, sites: Sites) -> Scheme:
     if recipe.deployable:
         _check_deployable(recipe, scheme, sites)
     return scheme
+
+
+def _check_granularity(recipe: Recipe, sites: Sites) -> None:
+    """Channels and tokens are counted along the last axis, which in front of a convolution is the image's width."""
+    for layer in sorted(sites.convolutions & set(sites.inputs)):
+        site = layer if recipe.placement == "inputs" else sites.inputs[layer]
+        if recipe.granularity(site) != "tensor" and recipe.bits(site, "activation_bits") != FLOAT_BITS:
+            raise RecipeError(
+                f"recipe {recipe.name}: {site} has a scale for each {recipe.granularity(site)}, but {layer} is a "
+                'convolution and takes one for all; add a rule with activation_granularity = "tensor"'
+            )
 
 
 def _tensors(recipe: Recipe, sites: Sites) -> dict[str, TensorFormat]:
