@@ -14,6 +14,7 @@ from torch import Tensor
 import d4c
 from d4c import pipeline
 from d4c.errors import ArtifactError, UsageError
+from d4c.images import ImageSet
 from d4c.recipes import recipe_names
 
 SMALL = (
@@ -204,12 +205,13 @@ def test_pictures_of_the_users_own_are_used(vit_folder: Path, tmp_path: Path) ->
     from PIL import Image
 
     (tmp_path / "pictures").mkdir()
-    for i in range(3):
-        Image.new("RGB", (40, 30), (80 * i, 20, 200)).save(tmp_path / "pictures" / f"{i}.png")
-    quantize(vit_folder, tmp_path / "out", images=str(tmp_path / "pictures"), keep_images=True)
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["images"]["count"] == 3
-    assert (tmp_path / "out.work" / "images.safetensors").exists()
+    for i in range(7):
+        Image.new("RGB", (40, 30), (30 * i, 20, 200)).save(tmp_path / "pictures" / f"{i}.png")
+    for name, seed in (("out", 0), ("other", 1)):  # of seven, the seed draws the four that the recipe wants
+        quantize(vit_folder, tmp_path / name, images=str(tmp_path / "pictures"), keep_images=True, seed=seed)
+        assert json.loads((tmp_path / name / "report.json").read_text())["images"] == {"source": "folder", "count": 4}
+    drawn = [ImageSet.load(tmp_path / f"{name}.work" / "images.safetensors").pixels for name in ("out", "other")]
+    assert not torch.equal(*drawn)
 
 
 def test_evaluation_needs_the_model_that_the_artifact_came_from(

@@ -18,7 +18,10 @@ def quantize(
     recipe: options.RecipeName = "w4a8",
     out: Annotated[Path | None, typer.Option(help="Folder to make; default ./MODEL-RECIPE.")] = None,
     images: Annotated[
-        str | None, typer.Option(help="A folder of pictures, or noise, one_over_f, dead_leaves, instead of synthesis.")
+        str | None,
+        typer.Option(
+            help="Instead of synthesis: a folder of pictures to draw from, or noise, one_over_f, dead_leaves."
+        ),
     ] = None,
     prompts: options.Prompts = None,
     device: options.Device = "auto",

@@ -90,8 +90,8 @@ def quantize(
         model: any spelling that `load` takes; pretrained: open_clip's tag.
         recipe: a shipped recipe's name or a path to a TOML file; overrides: `section.key=value`.
         out: the folder to make, by default MODEL-RECIPE in the current one.
-        images: a folder of pictures, or the name of a procedure ("noise", "one_over_f", "dead_leaves"), instead of
-            synthesis.
+        images: instead of synthesis, a folder of pictures, of which the seed draws as many as the recipe wants, or the
+            name of a procedure ("noise", "one_over_f", "dead_leaves").
         prompts: a JSON file of class names and templates instead of the model's own bank.
         device: "auto", "cpu", "cuda" or "mps".
         fresh: start over instead of continuing, or over a finished artifact.
@@ -331,7 +331,7 @@ def _given_images(images: str | None, clip: Clip, recipe: Recipe, seed: int) -> 
         return None
     if images in PROCEDURES:
         return synthesize.procedural(images, recipe.synthesize.images, clip, seed, valid=images != "noise")
-    return load_image_folder(Path(images), clip.preprocess)
+    return load_image_folder(Path(images), clip.preprocess, recipe.synthesize.images, seed)
 
 
 def split_bank(bank: PromptBank, recipe: Recipe) -> tuple[PromptBank, PromptBank]:
