@@ -70,7 +70,7 @@ def synthesized(model: str, args: argparse.Namespace) -> ImageSet:
 
 
 def table(rows: list[dict[str, Any]], towers: str, recipes: list[str], sources: list[str]) -> str:
-    """Markdown: a line a source, a column a recipe, points lost ± paired standard error.
+    """Markdown: a line a source, a column a recipe, points against float ± paired standard error.
 
     Args:
         towers: which were quantized, "both" or "image".

@@ -14,7 +14,6 @@ import torch
 from d4c import calibrate
 from d4c.evaluate.agreement import tower_error
 from d4c.experiments.analyze.request import first_images, read_set, some_images
-from d4c.experiments.analyze.transfer import image_only
 from d4c.models import TorchEncoder, load, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
 from d4c.quantizers.scheme import resolve_scheme
@@ -34,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     clip, recipe = fold_batchnorm(load(arguments.model)), load_recipe(arguments.recipe)
-    scheme = image_only(resolve_scheme(recipe, sites_of(clip)))
+    scheme = resolve_scheme(recipe, sites_of(clip)).of_tower("image")
     ids = torch.from_numpy(clip.tokenizer(["a photo."]))
     sets = {
         role: first_images(read_set(path, clip, arguments.images, 0), arguments.images)

@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    str, typer.Argument(help="tiny, tiny-rn, ViT-B/32, NAME__TAG, local-dir:FOLDER, FILE.pt, FILE.safetensors")
+    str,
+    typer.Argument(
+        help="tiny, tiny-rn, ViT-B/32, NAME__TAG, hf-hub:ORG/NAME, local-dir:FOLDER, FILE.pt, FILE.safetensors"
+    ),
 ]
 Pretrained = Annotated[str | None, typer.Option(help="open_clip's tag of the model.")]
 RecipeName = Annotated[str, typer.Option(help="A name of `d4c recipes`, a TOML file, or a YAML file of the paper.")]

@@ -4,17 +4,25 @@ from d4c.evaluate.agreement import evaluate_without_data
 from d4c.evaluate.data_sets import find_set
 from d4c.evaluate.embedding_cache import EmbeddingCache
 from d4c.evaluate.retrieval import Retrieval, paired_retrieval, retrieve
-from d4c.evaluate.tasks import CaptionTask, ImageTask, Task, class_texts, load_task
-from d4c.evaluate.zero_shot import Prediction, classify, paired, predict, result_json, zero_shot_classifier
+from d4c.evaluate.tasks import CaptionTask, ImageTask, Task, load_task
+from d4c.evaluate.zero_shot import (
+    LOGIT_FACTOR,
+    Prediction,
+    classify,
+    paired,
+    predict,
+    result_json,
+    zero_shot_classifier,
+)
 
 __all__ = [
+    "LOGIT_FACTOR",
     "CaptionTask",
     "EmbeddingCache",
     "ImageTask",
     "Prediction",
     "Retrieval",
     "Task",
-    "class_texts",
     "classify",
     "evaluate_without_data",
     "find_set",

@@ -133,6 +133,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Builds lists, dicts and arrays; every other name in a pickle is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """What a name in the pickle stands for; it raises for all but the parts of arrays."""
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of an array")
         return _ALLOWED[module, name]

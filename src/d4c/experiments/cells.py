@@ -26,12 +26,11 @@ from d4c.experiments.grid import BASELINE, REAL, Cell, Grid
 from d4c.images import ImageSet, load_image_folder
 from d4c.inputs import Encoder, Preprocess, Tokenizer
 from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
-from d4c.models.folding import fold_batchnorm
 from d4c.models.parts import TowerName
 from d4c.models.resnet import ModifiedResNet
 from d4c.pipeline.evaluation import embedding_cache
 from d4c.pipeline.places import resolve_device
-from d4c.pipeline.quantization import calibration_tokens, default_bank, held_out_tokens, split_bank
+from d4c.pipeline.quantization import calibration_tokens, default_bank, fold, held_out_tokens, split_bank
 from d4c.pipeline.stages import hash_of, tensor_hash
 from d4c.prompts import PromptBank, load_templates
 from d4c.quantizers.ranges import Ranges
@@ -169,7 +168,7 @@ def text_ranges(setup: Setup, folded: Clip, held: Judges, report: Report) -> tup
 
 def text_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedClip, dict[str, Any]]:
     """The model with its text tower calibrated and reconstructed, the image tower float, and figures of its units."""
-    folded = fold_batchnorm(setup.clip) if setup.recipe.fold_batchnorm else setup.clip
+    folded = fold(setup.clip, setup.recipe)
     ranges, work = text_ranges(setup, folded, held, report)
     return _reconstruct(setup, "text", folded, held.images, held, ranges, work)
 
@@ -177,7 +176,7 @@ def text_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedCli
 def image_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedClip, dict[str, Any]]:
     """The same of the image tower, the text tower float."""
     images = image_set(setup, report)
-    folded = fold_batchnorm(setup.clip) if setup.recipe.fold_batchnorm else setup.clip
+    folded = fold(setup.clip, setup.recipe)
     key = hash_of("image", dump_recipe(setup.recipe), tensor_hash(images.pixels), *setup.environment)[:16]
     work = _cell_work(setup, report).within(key)
     ranges = calibrate.run(
@@ -206,23 +205,27 @@ def _reconstruct(
 
 @dataclass(frozen=True)
 class TwoTowers:
-    """Images from one encoder, texts from another."""
+    """An `Encoder` that takes images from one encoder and texts from another."""
 
     image: Encoder
     text: Encoder
 
     @property
     def preprocess(self) -> Preprocess:
+        """The image encoder's."""
         return self.image.preprocess
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The text encoder's."""
         return self.text.tokenizer
 
     def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[image, 3, size, size] -> [image, embedding]."""
         return self.image.encode_image(pixels)
 
     def encode_text(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[text, token] -> [text, embedding]."""
         return self.text.encode_text(ids)
 
 

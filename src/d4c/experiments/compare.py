@@ -16,6 +16,7 @@ from d4c.experiments.cells import Place, image_set, judges, run_cell, set_up, te
 from d4c.experiments.grid import REAL, Cell, Grid
 
 Kind = Literal["images", "text", "cell"]
+LABELS: dict[Kind, str] = {"images": "image sets", "text": "text towers", "cell": "cells"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def run(grid: Grid, place: Place, *, jobs: int, threads: int, report: Report) ->
     possible = [cell for cell in grid.cells if _is_possible(grid, cell, place)]
     shared: dict[Kind, Iterable[Cell]] = {"images": _sharing_images(grid, possible), "text": _sharing_text(possible)}
     for kind, cells in shared.items():
-        _all([Task(kind, grid, cell, place, threads) for cell in cells], jobs, report)
-    return _all([Task("cell", grid, cell, place, threads) for cell in grid.cells], jobs, report)
+        _all(kind, [Task(kind, grid, cell, place, threads) for cell in cells], jobs, report)
+    return _all("cell", [Task("cell", grid, cell, place, threads) for cell in grid.cells], jobs, report)
 
 
 def _is_possible(grid: Grid, cell: Cell, place: Place) -> bool:
@@ -68,8 +69,7 @@ def _sharing_text(cells: Iterable[Cell]) -> Iterable[Cell]:
     return {(c.model, c.recipe, c.seed): c for c in cells}.values()
 
 
-def _all(tasks: list[Task], jobs: int, report: Report) -> list[dict[str, Any]]:
-    label = {"images": "image sets", "text": "text towers", "cell": "cells"}[tasks[0].kind] if tasks else ""
+def _all(kind: Kind, tasks: list[Task], jobs: int, report: Report) -> list[dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {}
     failures = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -81,12 +81,14 @@ def _all(tasks: list[Task], jobs: int, report: Report) -> list[dict[str, Any]]:
                     failures.append(error)
                 else:
                     results[futures[future]] = future.result()
-                report(label, len(results) + len(failures), len(tasks))
+                report(LABELS[kind], len(results) + len(failures), len(tasks))
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failures:
-        raise RunError(f"{len(failures)} of {len(tasks)} {label} failed; the first: {failures[0]}") from failures[0]
+        raise RunError(
+            f"{len(failures)} of {len(tasks)} {LABELS[kind]} failed; the first: {failures[0]}"
+        ) from failures[0]
     return [results[i] for i in range(len(tasks))]
 
 

@@ -14,8 +14,8 @@ from d4c.errors import MissingExtraError
 
 Results = Sequence[dict[str, Any]]
 HEADER = (
-    "| images | points lost, mean ± spread over seeds | test images' error | lead over the row above (p) |"
-    " codes changed | held-out error |"
+    "| images | top-1 against float in points, mean ± spread over seeds | test images' error |"
+    " lead over the row above (p) | codes changed | held-out error |"
 )
 TOWERS = {"both": "both towers quantized", "image": "image tower quantized, text tower float"}
 
@@ -66,8 +66,7 @@ def rows_of(results: Results) -> list[Row]:
 
 
 def _row(model: str, recipe: str, method: str, tower: str, cells: Results, before: str | None, others: Results) -> Row:
-    losses = {c["cell"]["seed"]: 100 * (_acc(c, tower) - _acc(c, "float")) for c in cells}
-    rivals = {c["cell"]["seed"]: 100 * (_acc(c, tower) - _acc(c, "float")) for c in others}
+    losses, rivals = _losses(cells, tower), _losses(others, tower)
     leads = [losses[seed] - rivals[seed] for seed in losses if seed in rivals]
     fewest = [_fewest_bits(c["reconstruction"].get("image", {})) for c in cells if c["reconstruction"].get("image")]
     values = np.asarray(list(losses.values()))
@@ -77,6 +76,11 @@ def _row(model: str, recipe: str, method: str, tower: str, cells: Results, befor
         float(np.mean([f["codes_changed"] for f in fewest])) if fewest else None,
         float(np.mean([f["error_ratio"] for f in fewest])) if fewest else None,
     )  # fmt: skip
+
+
+def _losses(cells: Results, tower: str) -> dict[int, float]:
+    """Accuracy minus the float model's by seed, in points."""
+    return {c["cell"]["seed"]: 100 * (_acc(c, tower) - _acc(c, "float")) for c in cells}
 
 
 def paired_p(differences: Sequence[float]) -> float:
@@ -161,12 +165,14 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     models, recipes = list(dict.fromkeys(m for m, _ in panels)), list(dict.fromkeys(r for _, r in panels))
     most = max(len({r.method for r in rows if (r.model, r.recipe) == panel}) for panel in panels)
     figure, axes = plt.subplots(
-        len(models), len(recipes), figsize=(4.2 * len(recipes), (0.36 * most + 1.3) * len(models)), squeeze=False,
+        len(models), len(recipes), figsize=(4.2 * len(recipes), (0.36 * most + 1.3) * len(models) + 0.4), squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for i, model in enumerate(models):
         for j, recipe in enumerate(recipes):
             _panel(axes[i][j], [r for r in rows if (r.model, r.recipe) == (model, recipe)], f"{model}, {recipe}")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -184,5 +190,4 @@ def _panel(axis: Any, rows: Sequence[Row], title: str) -> None:
                       label=TOWERS[tower] if row.method == methods[0] else None)  # fmt: skip
     axis.axvline(0, color="0.6", linewidth=1)
     axis.set(yticks=range(len(methods)), yticklabels=methods, title=title, xlabel="top-1 against float, points")
-    axis.invert_yaxis()
-    axis.legend(fontsize=7, loc="best")
+    axis.set_ylim(len(methods) - 0.5, -0.5)  # the first on top

@@ -80,20 +80,24 @@ class TorchEncoder:
 
     @property
     def preprocess(self) -> Preprocess:
+        """The model's."""
         return self.clip.preprocess
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The model's."""
         return self.clip.tokenizer
 
     @torch.no_grad()
     def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[image, 3, size, size] in normalised space -> [image, embedding], not normalised."""
         device = self.clip.logit_scale.device
         parts = torch.from_numpy(pixels).split(self.batch)
         return torch.cat([self.clip.encode_image(p.to(device)).cpu() for p in parts]).numpy()
 
     @torch.no_grad()
     def encode_text(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[text, token] -> [text, embedding], not normalised."""
         device = self.clip.logit_scale.device
         parts = torch.from_numpy(ids).split(self.batch)
         return torch.cat([self.clip.encode_text(p.to(device)).cpu() for p in parts]).numpy()

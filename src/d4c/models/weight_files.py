@@ -90,6 +90,7 @@ class _TensorUnpickler(pickle.Unpickler):
         self.storages: dict[str, torch.UntypedStorage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """What a name in the pickle stands for; it raises for all but modules without code and the parts of tensors."""
         if module.startswith("__torch__"):
             return _Module
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -103,6 +104,7 @@ class _TensorUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
+        """The storage of a tensor, from the archive."""
         _, dtype, key, _, _ = pid
         if key not in self.storages:
             data = bytearray(self.archive.read(f"{self.prefix}/data/{key}"))

@@ -212,7 +212,7 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     ))  # fmt: skip
     ids = calibration_tokens(clip, job.bank, job.templates, recipe.calibrate.texts, job.seed)
     held_ids = held_out_tokens(clip, job.held_bank)
-    folded = fold_batchnorm(clip) if recipe.fold_batchnorm else clip
+    folded = fold(clip, recipe)
     if recipe.calibrate.layernorm_fold:
         folded = calibrate.balance_layernorms(folded, images, ids, recipe.calibrate.layernorm_fold)
     ranges = _ranges(job, stages, folded, images, ids)
@@ -275,6 +275,11 @@ def _ranges(job: Job, stages: Stages, folded: Clip, images: ImageSet, ids: Tenso
         save=lambda ranges, path: save_file(ranges.to_tensors(), path),
         recall=lambda path: Ranges.from_tensors(load_file(path, device=str(folded.logit_scale.device))),
     )
+
+
+def fold(clip: Clip, recipe: Recipe) -> Clip:
+    """The model that the recipe quantizes: BatchNorms absorbed, unless it says that they stay."""
+    return fold_batchnorm(clip) if recipe.fold_batchnorm else clip
 
 
 def calibration_tokens(clip: Clip, bank: PromptBank, templates: Sequence[str], num: int, seed: int) -> Tensor:

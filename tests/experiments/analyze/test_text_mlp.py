@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from d4c.experiments.analyze.cells import Cells
-from d4c.experiments.analyze.text_mlp import TextStudy, measure, text_only, with_mlp_bits
+from d4c.experiments.analyze.text_mlp import TextStudy, measure, with_mlp_bits
 from d4c.images import ImageSet
 from d4c.models import Clip, sites_of
 from d4c.quantizers.scheme import resolve_scheme
@@ -25,7 +25,7 @@ def test_only_the_mlps_weights_change(tiny_clip: Clip, bits: int) -> None:
 
 
 def test_float_is_thirty_two_bits(tiny_clip: Clip) -> None:
-    scheme = text_only(resolve_scheme(with_mlp_bits(load_recipe("w4a8"), 32), sites_of(tiny_clip)))
+    scheme = resolve_scheme(with_mlp_bits(load_recipe("w4a8"), 32), sites_of(tiny_clip)).of_tower("text")
     assert not [layer for layer in scheme.weights if ".mlp." in layer]
     assert all(site.startswith("text.") for site in (*scheme.weights, *scheme.tensors))
 

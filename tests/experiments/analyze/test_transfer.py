@@ -4,7 +4,7 @@ import pytest
 from torch import Tensor
 
 from d4c.experiments.analyze.cells import Cells
-from d4c.experiments.analyze.transfer import TransferStudy, image_only, measure, relative_to_own
+from d4c.experiments.analyze.transfer import TransferStudy, measure, relative_to_own
 from d4c.images import ImageSet
 from d4c.models import Clip, sites_of
 from d4c.quantizers.scheme import resolve_scheme
@@ -21,7 +21,7 @@ def test_errors_relative_to_the_judging_sets_own_by_hand() -> None:
 
 
 def test_only_the_image_tower_is_quantized(tiny_clip: Clip) -> None:
-    scheme = image_only(resolve_scheme(load_recipe("w4a4"), sites_of(tiny_clip)))
+    scheme = resolve_scheme(load_recipe("w4a4"), sites_of(tiny_clip)).of_tower("image")
     assert scheme.weights
     assert all(site.startswith("image.") for site in (*scheme.weights, *scheme.tensors, *scheme.inputs))
 

@@ -15,7 +15,7 @@ from d4c.experiments.analyze.zero_shot import LabelledImages, read_labelled
 from d4c.images import PROCEDURES, ImageSet, load_image_folder
 from d4c.models import Clip, load
 from d4c.pipeline.places import KEPT_IMAGES, check_writable, resolve_device
-from d4c.pipeline.quantization import default_bank
+from d4c.pipeline.quantization import default_bank, split_bank
 from d4c.prompts import PromptBank, read_prompts
 from d4c.recipes import Recipe, load_recipe
 
@@ -99,20 +99,16 @@ def prepare(
     paths = _named_paths(images)
     reference = _known_set(reference, paths) if reference else "real" if "real" in paths else None
     calibrate_on = _calibration_set(calibrate_on, paths, reference, parts)
-    for b in bits:
-        if not 2 <= b <= 8:
-            raise UsageError(f"--bits {b}: need 2 to 8")
+    if wrong := [b for b in bits if not 2 <= b <= 8]:
+        raise UsageError(f"--bits {wrong[0]}: need 2 to 8")
     target = resolve_device(device)
     check_writable(out)
     _check_ours(out)
-    bank = read_prompts(prompts) if prompts is not None else None
+    bank = read_prompts(prompts) if prompts is not None else default_bank(model, resolved)
     clip = load(model, pretrained).to(target)
-    bank = bank or default_bank(model, resolved)
-    fitted_bank, held_bank = bank.split()
+    fitted_bank, held_bank = split_bank(bank, resolved)
     sets = _same_length({name: read_set(path, clip, limit, seed) for name, path in paths.items()}, limit)
-    labelled = None
-    if dataset is not None and root is not None:
-        labelled = read_labelled(dataset, root, clip, dataset_images)
+    labelled = read_labelled(dataset, root, clip, dataset_images) if dataset is not None and root is not None else None
     return Request(
         clip, resolved, bank, fitted_bank, held_bank, sets, reference, calibrate_on, parts, others, tuple(bits),
         iterations, judge_images, labelled, out, seed,

@@ -23,8 +23,7 @@ from d4c.experiments.analyze.request import Request, first_images
 from d4c.experiments.analyze.walk import stacked
 from d4c.experiments.analyze.zero_shot import ZeroShot
 from d4c.models import TorchEncoder
-from d4c.models.folding import fold_batchnorm
-from d4c.pipeline.quantization import calibration_tokens, environment, held_out_tokens
+from d4c.pipeline.quantization import calibration_tokens, environment, fold, held_out_tokens
 from d4c.pipeline.stages import tensor_hash
 from d4c.prompts import load_templates
 from d4c.recipes import dump_recipe
@@ -76,7 +75,7 @@ def about(request: Request) -> dict[str, Any]:
         "judge_images": request.judge_images,
         "dataset": None
         if request.labelled is None
-        else {"name": request.labelled.name, "images": len(request.labelled.labels)},
+        else {"name": request.labelled.task.name, "images": len(request.labelled.labels)},
         "seed": request.seed,
         "threads": torch.get_num_threads(),
         "device": request.clip.logit_scale.device.type,
@@ -138,7 +137,7 @@ def _sensitivity(request: Request, cells: Cells, report: Report) -> dict[str, An
     pixels, places = stacked(judges)
     texts = held_out_tokens(clip, request.held_bank)
     study = sensitivity.Study(
-        fold_batchnorm(clip),
+        fold(clip, request.recipe),
         request.recipe,
         request.sets[request.calibrate_on],
         calibration_ids(request),
@@ -154,7 +153,7 @@ def _sensitivity(request: Request, cells: Cells, report: Report) -> dict[str, An
 
 def _text_mlp(request: Request, cells: Cells, report: Report) -> dict[str, Any]:
     study = text_mlp.TextStudy(
-        fold_batchnorm(request.clip),
+        fold(request.clip, request.recipe),
         request.recipe,
         request.sets[request.calibrate_on],
         calibration_ids(request),
@@ -169,7 +168,7 @@ def _text_mlp(request: Request, cells: Cells, report: Report) -> dict[str, Any]:
 
 def _transfer(request: Request, cells: Cells, report: Report) -> dict[str, Any]:
     study = transfer.TransferStudy(
-        fold_batchnorm(request.clip), request.sets, calibration_ids(request), _zero_shot(request)
+        fold(request.clip, request.recipe), request.sets, calibration_ids(request), _zero_shot(request)
     )
     settings = [_set_hashes(request, *request.sets), _data_key(request)]
     return transfer.measure(study, request.transfer_recipes, cells, settings, report)
@@ -184,4 +183,4 @@ def _set_hashes(request: Request, *names: str) -> dict[str, str]:
 
 
 def _data_key(request: Request) -> list[Any]:
-    return [] if request.labelled is None else [request.labelled.name, len(request.labelled.labels)]
+    return [] if request.labelled is None else [request.labelled.task.name, len(request.labelled.labels)]

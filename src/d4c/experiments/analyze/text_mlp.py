@@ -20,7 +20,7 @@ from d4c.experiments.analyze.request import first_images
 from d4c.experiments.analyze.zero_shot import ZeroShot
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip, TorchEncoder, sites_of, wrap
-from d4c.quantizers.scheme import Scheme, resolve_scheme
+from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import FLOAT_BITS, Recipe, Rule
 
 MLP = "text.blocks.*.mlp.*"
@@ -52,15 +52,6 @@ def with_mlp_bits(recipe: Recipe, bits: int) -> Recipe:
     return dataclasses.replace(recipe, deployable=False, rules=(*recipe.rules, Rule(MLP, weight_bits=bits)))
 
 
-def text_only(scheme: Scheme) -> Scheme:
-    """A scheme without its image tower."""
-
-    def kept(formats: Any) -> Any:
-        return {site: f for site, f in formats.items() if site.startswith("text.")}
-
-    return Scheme(kept(scheme.weights), kept(scheme.tensors), kept(scheme.inputs))
-
-
 def measure(
     study: TextStudy, bits: Sequence[int], cells: Cells, settings: Sequence[Any], report: Report
 ) -> dict[str, Any]:
@@ -85,9 +76,9 @@ def measure(
 def _wrapped(study: TextStudy, num_bits: int) -> QuantizedClip:
     """The text tower rounded to nearest."""
     clip, recipe = study.clip, with_mlp_bits(study.recipe, num_bits)
-    scheme = text_only(resolve_scheme(recipe, sites_of(clip)))
+    scheme = resolve_scheme(recipe, sites_of(clip)).of_tower("text")
     few = first_images(study.images, 1)
-    return wrap(clip, scheme, calibrate.run(clip, few, study.ids, scheme, recipe.calibrate))
+    return wrap(clip, scheme, calibrate.run(clip, few, study.ids, scheme, recipe.calibrate, towers=["text"]))
 
 
 def _measure_one(
@@ -98,8 +89,9 @@ def _measure_one(
     if method == "learned":
         config = dataclasses.replace(study.recipe.reconstruct, method="adaround", iterations=study.iterations)
         quantized, units = reconstruct.run(
-            study.clip, quantized, few, study.ids, few, study.held_ids, config, seed=study.seed, work=Work(None, report)
-        )
+            study.clip, quantized, few, study.ids, few, study.held_ids, config, seed=study.seed,
+            padding=study.recipe.calibrate.padding, towers=["text"], work=Work(None, report),
+        )  # fmt: skip
         cell["codes_changed"] = float(np.mean([u.codes_changed for u in units]))
         cell["units_rejected"] = sum(not u.kept for u in units)
     return cell | _judge(study, quantized)

@@ -39,15 +39,6 @@ class TransferStudy:
     zero_shot: ZeroShot | None
 
 
-def image_only(scheme: Scheme) -> Scheme:
-    """A scheme without its text tower."""
-
-    def kept(formats: Any) -> Any:
-        return {site: f for site, f in formats.items() if site.startswith("image.")}
-
-    return Scheme(kept(scheme.weights), kept(scheme.tensors), kept(scheme.inputs))
-
-
 def measure(
     study: TransferStudy, recipes: Mapping[str, Recipe], cells: Cells, settings: Sequence[Any], report: Report
 ) -> dict[str, Any]:
@@ -79,7 +70,7 @@ def _weights_once(study: TransferStudy, recipe: Recipe) -> Callable[[], Mapping[
 
     @cache
     def weights() -> Mapping[str, AffineGrid]:
-        scheme = Scheme(image_only(resolve_scheme(recipe, sites_of(study.clip))).weights, {}, {})
+        scheme = Scheme(resolve_scheme(recipe, sites_of(study.clip)).of_tower("image").weights, {}, {})
         few = some_images(next(iter(study.sets.values())), slice(0, 1))
         return calibrate.run(study.clip, few, study.ids[:1], scheme, recipe.calibrate).weights
 
@@ -90,7 +81,7 @@ def _weights_once(study: TransferStudy, recipe: Recipe) -> Callable[[], Mapping[
 def _measure_row(
     study: TransferStudy, recipe: Recipe, row: str, weights: Callable[[], Mapping[str, AffineGrid]]
 ) -> Cell:
-    scheme = image_only(resolve_scheme(recipe, sites_of(study.clip)))
+    scheme = resolve_scheme(recipe, sites_of(study.clip)).of_tower("image")
     fitted = some_images(study.sets[row], slice(0, None, 2))
     activations = Scheme({}, scheme.tensors, scheme.inputs)
     ranges = calibrate.run(study.clip, fitted, study.ids[:1], activations, recipe.calibrate)

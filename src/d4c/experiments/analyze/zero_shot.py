@@ -21,17 +21,16 @@ Array = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with labels, and the prompts of their classes.
+    """Images with labels, held in memory.
 
     Args:
+        task: the set they are from, for its classes; its own images are not read again.
         pixels: float32 [image, 3, size, size] in normalised space; labels: [image].
-        class_ids: tokens of every class in every template, [class, template, token].
     """
 
-    name: str
+    task: evaluate.ImageTask
     pixels: NDArray[np.float32]
     labels: NDArray[np.int64]
-    class_ids: NDArray[np.int64]
 
 
 class ZeroShot:
@@ -46,40 +45,33 @@ class ZeroShot:
         return unit(self.encoder.encode_image(self.labelled.pixels))
 
     @cached_property
-    def weights(self) -> Array:
-        """Float class weights, [class, embedding]."""
-        return class_weights(self.encoder, self.labelled.class_ids)
+    def classifier(self) -> Array:
+        """The float text tower's classifier, [embedding, class]."""
+        return self._classifier(self.encoder)
 
     @cached_property
     def reference(self) -> evaluate.Prediction:
         """What the float model predicts."""
-        return self._predict(self.features, self.weights)
+        return self._predict(self.features, self.classifier)
 
     def of_text(self, encoder: Encoder) -> dict[str, float]:
         """Another text tower under the float image tower: top-1 beside float's, as fractions."""
-        return self._against(self._predict(self.features, class_weights(encoder, self.labelled.class_ids)))
+        return self._against(self._predict(self.features, self._classifier(encoder)))
 
     def of_image(self, encoder: Encoder) -> dict[str, float]:
         """Another image tower beside the float text tower: top-1 beside float's, as fractions."""
-        return self._against(self._predict(unit(encoder.encode_image(self.labelled.pixels)), self.weights))
+        return self._against(self._predict(unit(encoder.encode_image(self.labelled.pixels)), self.classifier))
 
-    def _predict(self, features: Array, weights: Array) -> evaluate.Prediction:
-        return evaluate.Prediction((100 * features @ weights.T).astype(np.float32), self.labelled.labels)
+    def _classifier(self, encoder: Encoder) -> Array:
+        return evaluate.zero_shot_classifier(encoder, self.labelled.task, _silent)
+
+    def _predict(self, features: Array, classifier: Array) -> evaluate.Prediction:
+        logits = evaluate.LOGIT_FACTOR * features @ classifier  # [image, class]
+        return evaluate.Prediction(logits.astype(np.float32), self.labelled.labels)
 
     def _against(self, changed: evaluate.Prediction) -> dict[str, float]:
         accuracy = {"acc1_float": self.reference.metrics["acc1"], "acc1": changed.metrics["acc1"]}
         return accuracy | evaluate.paired(self.reference, changed)
-
-
-def class_weights(encoder: Encoder, class_ids: NDArray[np.int64]) -> Array:
-    """The normalised mean of each class's normalised prompts, [class, embedding].
-
-    Args:
-        class_ids: [class, template, token].
-    """
-    classes, templates, tokens = class_ids.shape
-    texts = unit(encoder.encode_text(class_ids.reshape(-1, tokens)))  # [class x template, embedding]
-    return unit(texts.reshape(classes, templates, -1).mean(axis=1))
 
 
 def read_labelled(dataset: str, root: Path, clip: Clip, limit: int) -> LabelledImages:
@@ -94,5 +86,8 @@ def read_labelled(dataset: str, root: Path, clip: Clip, limit: int) -> LabelledI
     batch = next(task.batches(limit), None)
     if batch is None:
         raise RunError(f"{dataset}: the set is empty")
-    ids = [clip.tokenizer(texts) for texts in evaluate.class_texts(task)]
-    return LabelledImages(task.name, batch[0], np.asarray(batch[1], np.int64), np.stack(ids))
+    return LabelledImages(task, batch[0], np.asarray(batch[1], np.int64))
+
+
+def _silent(label: str, done: int, total: int) -> None:
+    pass
