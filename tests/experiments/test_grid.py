@@ -49,7 +49,7 @@ def test_recipes_of_a_grid_have_its_settings_the_method_and_the_factors(tmp_path
     assert (recipe.synthesize.structural_contrast, recipe.synthesize.perturbation) == (True, True)
     assert (recipe.synthesize.steps, recipe.reconstruct.iterations) == (100, 200)
     assert recipe.synthesize.learning_rate == pytest.approx(0.01 * math.sqrt(30))
-    assert recipe.reconstruct.rounding_learning_rate == 2e-2  # 1e-3 x 100, but at most that
+    assert recipe.reconstruct.rounding_learning_rate == 2e-3  # 1e-3 x 100, but at most the recipe's bound
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.01, 0.1), (0.05, 0.2), (0.3, 0.3)])

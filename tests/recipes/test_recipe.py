@@ -28,6 +28,13 @@ def test_fewer_iterations_learn_as_many_times_faster_up_to_a_limit(iterations: i
     assert Reconstruct(iterations=iterations).rounding_learning_rate == pytest.approx(rate, rel=1e-12)
 
 
+def test_a_recipe_bounds_how_fast_rounding_is_learned() -> None:
+    assert Reconstruct(iterations=200, max_rounding_learning_rate=2e-3).rounding_learning_rate == 2e-3
+    assert Reconstruct(iterations=20_000, max_rounding_learning_rate=2e-3).rounding_learning_rate == 1e-3
+    with pytest.raises(RecipeError, match="max_rounding_learning_rate > 0"):
+        Reconstruct(max_rounding_learning_rate=0)
+
+
 def test_the_last_rule_that_speaks_of_a_key_wins_key_by_key() -> None:
     recipe = Recipe(
         "mine",

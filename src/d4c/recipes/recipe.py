@@ -9,7 +9,7 @@ from typing import Any, Literal
 from d4c.errors import RecipeError
 
 FLOAT_BITS = 32
-PAPER_ITERATIONS, PAPER_LEARNING_RATE, MAX_LEARNING_RATE = 20_000, 1e-3, 2e-2
+PAPER_ITERATIONS, PAPER_LEARNING_RATE = 20_000, 1e-3
 
 ImageMethod = Literal["d4c", "noise", "one_over_f", "dead_leaves"]
 TEMPLATE_SETS = ("generic", "cifar10", "imagenet1k")  # shipped with `d4c.prompts`
@@ -137,6 +137,7 @@ class Reconstruct:
         iterations: steps of each unit; batch: samples of each step.
         rounding_weight: weight of the term that drives soft rounding to 0 or 1; warm_up: fraction of the steps
             without it; beta_start, beta_end: its exponent's course.
+        max_rounding_learning_rate: bound of the rounding variables' rate, which is higher where iterations are fewer.
         image_scale_learning_rate, text_scale_learning_rate: of the activation scales.
         keep_quantized: probability that an input value is the quantized one (QDrop; 1 turns dropping off).
         error: "channels" sums a unit's squared error over channels, token by token; "dim1" takes whole samples and sums
@@ -152,6 +153,7 @@ class Reconstruct:
     warm_up: float = 0.2
     beta_start: float = 20.0
     beta_end: float = 2.0
+    max_rounding_learning_rate: float = 2e-2
     image_scale_learning_rate: float = 4e-5
     text_scale_learning_rate: float = 4e-6
     keep_quantized: float = 1.0
@@ -165,14 +167,15 @@ class Reconstruct:
             "reconstruct",
             "0 <= warm_up < 1, 0 < keep_quantized <= 1",
         )
+        _need(self.max_rounding_learning_rate > 0, "reconstruct", "max_rounding_learning_rate > 0")
 
     @property
     def rounding_learning_rate(self) -> float:
-        """The paper's 1e-3 at 20,000 iterations; k times fewer iterations learn k times faster, at most 2e-2.
+        """The paper's 1e-3 at 20,000 iterations; k times fewer iterations learn k times faster, up to the bound.
 
         Short runs at 1e-3 are round-to-nearest in disguise.
         """
-        return min(MAX_LEARNING_RATE, PAPER_LEARNING_RATE * max(1.0, PAPER_ITERATIONS / self.iterations))
+        return min(self.max_rounding_learning_rate, PAPER_LEARNING_RATE * max(1.0, PAPER_ITERATIONS / self.iterations))
 
 
 @dataclass(frozen=True, slots=True)
