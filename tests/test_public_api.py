@@ -31,6 +31,8 @@ def test_public_names_resolve_and_are_all_there_is() -> None:
         "import d4c.artifact, d4c.artifact.folder, d4c.artifact.open_clip_names",
         "import d4c.inputs, d4c.inputs.tokenizer, d4c.inputs.preprocess",
         "import d4c.recipes; [d4c.recipes.load_recipe(n) for n in d4c.recipes.recipe_names()]",
+        "import d4c.export, d4c.export.source",
+        "import d4c.runtime",
         "import d4c.errors",
         "import d4c.cli.main",
     ],

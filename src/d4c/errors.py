@@ -10,6 +10,8 @@ D4CError
 │   ├── ModelFileError         also ValueError: weights or tokenizer that cannot be read or make no sense
 │   ├── ImageFileError         also ValueError: a folder of pictures with nothing to read in it
 │   ├── ArtifactError          also ValueError: an artifact that is broken or of another version
+│   ├── ExportError            also ValueError: an exported folder or graph that is broken or cannot be made
+│   ├── GateError              a check of `verify` that was not met; exit code 3
 │   └── CalibrationError       also RuntimeError: numbers went wrong while calibrating or reconstructing
 └── MissingExtraError          also ImportError: an optional dependency is not installed; exit code 1
 """
@@ -69,6 +71,16 @@ class ImageFileError(RunError, ValueError):
 
 class ArtifactError(RunError, ValueError):
     """An artifact that is broken or of another version."""
+
+
+class ExportError(RunError, ValueError):
+    """An exported folder or graph that is broken or cannot be made."""
+
+
+class GateError(RunError):
+    """A check that was not met."""
+
+    exit_code = 3
 
 
 class CalibrationError(RunError, RuntimeError):

@@ -1,0 +1,1 @@
+"""An artifact translated, with numpy and onnx alone, to graphs that integer runtimes run."""
