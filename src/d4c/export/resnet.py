@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from d4c.artifact.architecture import ResNetConfig
 from d4c.export.layers import Layers, Value
 from d4c.export.transformer import write_products
@@ -58,7 +60,9 @@ def _attention_pool(layers: Layers, config: ResNetConfig, x: Value) -> str:
     area = (config.image_size // 32) ** 2
     y = graph.op("Reshape", [x.name, graph.shape(f"{name}.map_shape", [-1, width, area])], f"{name}.map")
     y = graph.op("Transpose", [y], f"{name}.map_tokens", perm=[0, 2, 1])  # [batch, token, channel]
-    mean = graph.op("ReduceMean", [y, graph.shape("token_axis", [1])], f"{name}.mean_token", keepdims=1)
+    # A product, not ReduceMean: OpenVINO computes that on u8 codes and rounds the mean to a code.
+    share = graph.constant(f"{name}.share", np.full((1, 1, area), 1 / area, np.float32))
+    mean = graph.op("MatMul", [share, y], f"{name}.mean_token")  # [batch, 1, channel]
     y = graph.op("Concat", [mean, y], f"{name}.all_tokens", axis=1)
     y = graph.op("Add", [y, layers.constant(f"{name}.position_embedding")], f"{name}.placed")
     first = [graph.shape(f"{name}.{key}", [value]) for key, value in (("from", 0), ("to", 1))]
