@@ -18,10 +18,10 @@ def unsigned_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     reader = GraphReader(model)
     replaced = {}
     dropped = set()  # casts from INT4, whose result is now a constant
-    nodes = {node.name: node for node in twin.graph.node}
+    nodes = {node.output[0]: node for node in twin.graph.node}
     for layer in reader.layers():
-        node = nodes[f"{layer.name}.weight_values"]
-        codes, zero = node.input[0], f"{layer.name}.weight_zero_point"
+        node = nodes[f"{layer.name}.weight_real"]
+        codes, zero = node.input[0], f"zero_points_128_{len(layer.codes)}"
         if codes in reader.producer:
             dropped.add(codes)
         unsigned = (layer.codes.astype(np.int16) + OFFSET).astype(np.uint8)
