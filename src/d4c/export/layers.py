@@ -134,7 +134,7 @@ class Layers:
         if self.has(f"{layer}.bias"):
             codes = graph.constant(f"{layer}.bias", self.parameter(f"{layer}.bias"))
             # computed when the graph is loaded: on disk it would be as large as the bias itself
-            unit = graph.op("Mul", [inputs[1], f"{x.site}.scale"], f"{layer}.bias_scale")  # [out]
+            unit = graph.op("Mul", [inputs[1], f"{x.site}.scale"], f"{layer}.bias_unit")  # [out]
             operands.append(graph.op("DequantizeLinear", [codes, unit], f"{layer}.bias_real", axis=0))
         return operands
 
@@ -142,5 +142,5 @@ class Layers:
         if self.storage != "int4" or self.source.weights[layer] > 4:
             return self.graph.constant(f"{layer}.weight", codes)
         return self.graph.op(
-            "Cast", [self.graph.int4(f"{layer}.weight", codes)], f"{layer}.weight_int8", to=TensorProto.INT8
+            "Cast", [self.graph.int4(f"{layer}.weight", codes)], f"{layer}.weight_s8", to=TensorProto.INT8
         )
