@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from d4c.artifact.exported import Exported, ExportedTower
+from d4c.artifact.exported import Exported, ExportedTower, Storage
 from d4c.errors import ExportError
 from d4c.export.checks import Row
 from d4c.export.checks.saturation import worst_pair
@@ -31,13 +31,16 @@ def exported(**changes: object) -> Exported:
     return Exported(**{**about, **changes})
 
 
-def check(folder: Path, case: Case, fault: Fault | None = None, tower: str = "image") -> list[Row]:
-    model = (image_graph if tower == "image" else text_graph)(case.source, storage="int8")
+def check(
+    folder: Path, case: Case, fault: Fault | None = None, tower: str = "image", storage: Storage = "int8"
+) -> list[Row]:
+    model = (image_graph if tower == "image" else text_graph)(case.source, storage=storage)
     if fault is not None:
         fault(model)
     onnx.save(model, folder / f"{tower}.onnx")
     values = case.pixels.numpy() if tower == "image" else case.ids.numpy()
-    return check_tower(folder, exported(), tower, "int8", values, case.source)
+    about = exported(**{tower: ExportedTower({storage: f"{tower}.onnx"}, model.graph.input[0].name, f"{tower}_embeds")})
+    return check_tower(folder, about, tower, storage, values, case.source)
 
 
 def failures(rows: list[Row]) -> str:
@@ -49,9 +52,10 @@ def replace_constant(model: onnx.ModelProto, name: str, change: Callable[[np.nda
     tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), name))
 
 
-def test_what_is_right_passes(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+def test_what_is_right_passes(storage: Storage, case: Case, tmp_path: Path) -> None:
     for tower in ("image", "text"):
-        rows = check(tmp_path, case, tower=tower)
+        rows = check(tmp_path, case, tower=tower, storage=storage)
         assert not failures(rows)
         assert any("QGemm" in row.found for row in rows)
         assert any("the same bits" in row.found for row in rows)
