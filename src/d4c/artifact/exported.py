@@ -59,7 +59,7 @@ class Exported:
     """
 
     layout: str
-    runtime: Literal["onnxruntime", "openvino"]
+    runtime: Literal["onnxruntime", "openvino", "open_clip"]
     image: ExportedTower
     text: ExportedTower
     id_type: Literal["int32", "int64"]
