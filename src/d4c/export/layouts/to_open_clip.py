@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from d4c.artifact.architecture import ResNetConfig
-from d4c.artifact.exported import ExportedTower, Storage
+from d4c.artifact.exported import FLOAT_RECIPE, ExportedTower, Storage
 from d4c.artifact.open_clip_names import Entry, name_table, open_clip_model_cfg, renamed_arrays
 from d4c.errors import UnsupportedModelError
 from d4c.export.layouts.files import write_json
@@ -77,17 +77,20 @@ def _tokenizer_options(source: Source) -> dict[str, Any]:
     return options
 
 
-def usage(_: Source) -> str:
+def usage(source: Source) -> str:
     """How to load it."""
-    return """```python
+    note = "Weights are float32."
+    if source.recipe != FLOAT_RECIPE:
+        note = """Weights are float32 and hold exactly the values of the integers. **Activations are float here**: a
+recipe that quantizes weights alone is met exactly, one that quantizes activations too only in part. Nothing is smaller
+or faster than the float model; it is meant for programs that know open_clip alone."""
+    return f"""```python
 import open_clip
 model, preprocess = open_clip.create_model_from_pretrained("local-dir:FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
 ```
 
-Weights are float32 and hold exactly the values of the integers. **Activations are float here**: with a recipe that
-quantizes them, results lie between the float model's and the artifact's, and nothing is smaller or faster. It is meant
-for programs that know open_clip alone.
+{note}
 """
 
 

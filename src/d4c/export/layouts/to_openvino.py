@@ -30,8 +30,8 @@ image = openvino.Core().compile_model("image.xml", "CPU", {{"INFERENCE_PRECISION
 embeddings = image([pixels])[0]  # pixels: float32 [batch, 3, {size}, {size}]
 ```
 
-Embeddings are not normalised; ids are int64. Without the hint, OpenVINO computes what is float in bfloat16 on processors
-that have it, and embeddings move further from the artifact's.
+Embeddings are not normalised; ids are int64. Without the hint, OpenVINO computes what is float in bfloat16 on
+processors that have it, and embeddings move further from the artifact's.
 """
 
 
