@@ -114,11 +114,13 @@ normalised, those of the combined model are, as in Transformers. `dtype` chooses
 import {{ env, pipeline }} from '@huggingface/transformers';
 env.localModelPath = 'PARENT_OF_THIS_FOLDER/'; env.allowRemoteModels = false;
 const classify = await pipeline('zero-shot-image-classification', 'NAME_OF_THIS_FOLDER');
+classify.processor.image_processor.resample = 1; // Lanczos
 console.log(await classify('photo.jpg', ['a cat', 'a dog'], {{ hypothesis_template: 'a photo of {{}}.' }}));
 ```
 {notes}
-transformers.js resizes pictures with another filter than Pillow's, which moves embeddings a little; a text longer than
-the context loses its end token there, so keep texts below {source.config.text.context_length} tokens.
+transformers.js shrinks pictures without a filter where `bicubic` is asked for, which moves embeddings; Lanczos comes
+nearer to Pillow's bicubic. A text longer than the context loses its end token there: keep texts below
+{source.config.text.context_length} tokens.
 """
 
 
