@@ -46,7 +46,9 @@ class Exported:
     """An exported folder.
 
     Args:
-        layout: who it was made for; runtime: which library runs its graphs.
+        layout: who it was made for.
+        runtime: which library runs its graphs; for open_clip the one file of both towers holds weights, and the names
+            are those of its forward pass.
         image: [batch, 3, size, size] float32 in normalised space -> [batch, embedding].
         text: ids [batch, token] -> [batch, embedding].
         id_type: of ids; fixed_length: whether texts must be padded to the context; else to the longest of a batch.
@@ -59,7 +61,7 @@ class Exported:
     """
 
     layout: str
-    runtime: Literal["onnxruntime", "openvino"]
+    runtime: Literal["onnxruntime", "openvino", "open_clip"]
     image: ExportedTower
     text: ExportedTower
     id_type: Literal["int32", "int64"]
