@@ -20,6 +20,7 @@ from d4c.cli.quantize import quantize
 from d4c.cli.recipes import recipes
 from d4c.cli.reproduce import reproduce
 from d4c.cli.synthesize import synthesize
+from d4c.cli.verify import verify
 from d4c.errors import D4CError
 
 FAILED, INTERRUPTED = 1, 130
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, synthesize, evaluate, export, inspect, models, recipes, compare, analyze):
+for command in (quantize, synthesize, evaluate, export, verify, inspect, models, recipes, compare, analyze):
     app.command()(command)
 # Its flags are the paper's, read by a parser of its own.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
