@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from d4c import synthesize
 from d4c.artifact import Artifact, Work, read_artifact, user_cache
-from d4c.artifact.exported import Exported, Storage
+from d4c.artifact.exported import FLOAT_RECIPE, Exported, Storage
 from d4c.artifact.work import Report
 from d4c.errors import D4CError, UsageError
 from d4c.export.checks import Row
@@ -64,18 +64,20 @@ def verify(folder: Path, artifact: Path | None, threads: int | None, report: Rep
 
     Raises:
         ExportError: the folder is broken, or a graph does not run.
-        UsageError: `artifact` is another one than the folder was made from.
+        UsageError: `artifact` is another one than the folder was made from, or the folder has no graphs.
     """
     encoder = open_encoder(folder, threads=threads)
     exported = encoder.exported
     found = _artifact(folder, exported, artifact)
     rows = []
-    if found is None:
+    if exported.recipe == FLOAT_RECIPE:
+        rows.append(Row("artifact", "none: a float model, of which structure alone is checked", None))
+    elif found is None:
         rows.append(Row("artifact", "not at hand: structure alone is checked; name it with --artifact", None))
     given = _plain(encoder) if found is None else _given(found, report)
     source = source_of(found) if found is not None else None
-    for storage in exported.image.files:
-        report("graphs", 2, 0)
+    for done, storage in enumerate(exported.image.files):
+        report("check graphs", done, len(exported.image.files))
         rows += _structure(folder, encoder, cast(Storage, storage), given, source)
     if found is not None:
         reference = TorchEncoder(thaw_integers(found))
@@ -102,7 +104,7 @@ def _numbers(storage: str, encoder: GraphEncoder, reference: Encoder, given: Giv
     texts, expected = encoder.encode_text(given.ids), reference.encode_text(given.ids)
     rows = [embedding_row(f"texts{suffix}", texts, expected, exported.runtime)]
     for done, (name, pixels) in enumerate(given.images.items()):
-        report("compare embeddings", len(given.images), done)
+        report("compare embeddings", done, len(given.images))
         found = Embeddings(encoder.encode_image(pixels), texts)
         simulated = Embeddings(reference.encode_image(pixels), expected)
         rows.append(embedding_row(f"images {name}{suffix}", found.images, simulated.images, exported.runtime))

@@ -25,7 +25,10 @@ class IntegerLinear(nn.Module):
         bias: whole numbers in units of input scale x weight scale, [out], or None.
     """
 
+    codes: Tensor
     bias: Tensor | None
+    input_scale: Tensor
+    unit: Tensor
 
     def __init__(self, layer: QuantLinear, source: UniformQuantizer, bias: Tensor | None) -> None:
         super().__init__()
@@ -47,7 +50,11 @@ class IntegerConv2d(nn.Module):
         target: the quantizer that follows, perhaps behind a ReLU, or None where the result is float.
     """
 
+    codes: Tensor
     bias: Tensor | None
+    input_scale: Tensor
+    output_scale: Tensor | None
+    factor: Tensor
 
     def __init__(
         self, layer: QuantConv2d, source: UniformQuantizer, bias: Tensor | None, target: UniformQuantizer | None

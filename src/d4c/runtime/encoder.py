@@ -102,7 +102,8 @@ def open_encoder(folder: str | Path, storage: str | None = None, threads: int | 
         threads: of the processor; by default what the library takes.
 
     Raises:
-        UsageError: there is no such folder or it is an artifact, no such storage, or fewer than one thread.
+        UsageError: there is no such folder, it is an artifact or has no graphs, no such storage, fewer than one
+            thread.
         ExportError: the folder is broken, or a graph is not what d4c.json says.
         ModelFileError: preprocessing or tokenizer cannot be read.
         MissingExtraError: the library that runs the graphs is not installed.
@@ -115,6 +116,8 @@ def open_encoder(folder: str | Path, storage: str | None = None, threads: int | 
     if threads is not None and threads < 1:
         raise UsageError(f"threads are counted from 1; not {threads}")
     exported = read_exported(folder)
+    if exported.runtime == "open_clip":
+        raise UsageError(f"{folder}: weights for open_clip, no graphs; export with another --layout")
     check_settings(folder, exported)
     check_files(folder, exported)
     preprocess, tokenizer = Preprocess.from_folder(folder), Tokenizer.from_folder(folder)
