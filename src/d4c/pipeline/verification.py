@@ -21,9 +21,9 @@ from d4c.export.checks.agreement import Embeddings, best_text_row, company_row, 
 from d4c.export.source import Source, source_of
 from d4c.export.verify import check_tower
 from d4c.images import ImageSet, procedural_set
-from d4c.inputs import Encoder, Preprocess
+from d4c.inputs import Preprocess
 from d4c.models import TorchEncoder, load
-from d4c.package import thaw_integers
+from d4c.package import thaw, thaw_integers
 from d4c.pipeline.places import KEPT_IMAGES
 from d4c.prompts import parse_prompts
 from d4c.runtime.encoder import GraphEncoder, open_encoder
@@ -45,7 +45,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Given:
+class _Given:
     """What both sides are run on.
 
     Args:
@@ -80,14 +80,16 @@ def verify(folder: Path, artifact: Path | None, threads: int | None, report: Rep
         report("check graphs", done, len(exported.image.files))
         rows += _structure(folder, encoder, cast(Storage, storage), given, source)
     if found is not None:
-        reference = TorchEncoder(thaw_integers(found))
+        sides = _simulate(found, given, report)
         for storage in exported.image.files:
             opened = dataclasses.replace(open_encoder(folder, storage, threads), batch=BATCH)
-            rows += _numbers(storage, opened, reference, given, report)
+            rows += _numbers(storage, opened, sides, given, report)
     return Verification(rows)
 
 
-def _structure(folder: Path, encoder: GraphEncoder, storage: Storage, given: Given, source: Source | None) -> list[Row]:
+def _structure(
+    folder: Path, encoder: GraphEncoder, storage: Storage, given: _Given, source: Source | None
+) -> list[Row]:
     exported = encoder.exported
     pixels = np.concatenate([images[:1] for images in given.images.values()])[:NUM_INNER]
     ids = given.ids[:NUM_INNER].astype(exported.id_type)
@@ -96,27 +98,47 @@ def _structure(folder: Path, encoder: GraphEncoder, storage: Storage, given: Giv
     )
 
 
-def _numbers(storage: str, encoder: GraphEncoder, reference: Encoder, given: Given, report: Report) -> list[Row]:
+@dataclass(frozen=True)
+class _Simulations:
+    """Embeddings of the artifact in whole numbers, and in float32 sums: by set, and of the texts."""
+
+    whole: dict[str, Embeddings]
+    float32: dict[str, Embeddings]
+
+
+def _simulate(artifact: Artifact, given: _Given, report: Report) -> _Simulations:
+    """Run the artifact in torch, twice."""
+    sides = []
+    for done, model in enumerate((thaw_integers(artifact), thaw(artifact))):
+        report("simulate", done, 2)
+        encoder = TorchEncoder(model, BATCH)
+        texts = encoder.encode_text(given.ids)
+        sides.append({name: Embeddings(encoder.encode_image(x), texts) for name, x in given.images.items()})
+    return _Simulations(*sides)
+
+
+def _numbers(
+    storage: str, encoder: GraphEncoder, simulations: _Simulations, given: _Given, report: Report
+) -> list[Row]:
     """Embeddings, best texts, and what company changes."""
     exported = encoder.exported
-    several = len(exported.image.files) > 1
-    suffix = f", {storage}" if several else ""
-    texts, expected = encoder.encode_text(given.ids), reference.encode_text(given.ids)
-    rows = [embedding_row(f"texts{suffix}", texts, expected, exported.runtime)]
+    suffix = f", {storage}" if len(exported.image.files) > 1 else ""
+    texts, first = encoder.encode_text(given.ids), next(iter(given.images))
+    expected, second = (side[first].texts for side in (simulations.whole, simulations.float32))
+    rows = [embedding_row(f"texts{suffix}", texts, expected, second, exported.runtime)]
     for done, (name, pixels) in enumerate(given.images.items()):
         report("compare embeddings", done, len(given.images))
-        found = Embeddings(encoder.encode_image(pixels), texts)
-        simulated = Embeddings(reference.encode_image(pixels), expected)
-        rows.append(embedding_row(f"images {name}{suffix}", found.images, simulated.images, exported.runtime))
-        rows.append(best_text_row(f"best text, {name}{suffix}", found, simulated, exported.logit_scale))
-    alone, first = dataclasses.replace(encoder, batch=1), next(iter(given.images.values()))[:BATCH]
-    rows.append(
-        company_row(f"image alone and in {BATCH}{suffix}", alone.encode_image(first), encoder.encode_image(first))
-    )
-    some = given.ids[:BATCH]  # alone each is as short as it can be, together as long as the longest
+        found, whole = Embeddings(encoder.encode_image(pixels), texts), simulations.whole[name]
+        float32 = simulations.float32[name].images
+        rows.append(embedding_row(f"images {name}{suffix}", found.images, whole.images, float32, exported.runtime))
+        rows.append(best_text_row(f"best text, {name}{suffix}", found, whole, exported.logit_scale))
+    alone, some = dataclasses.replace(encoder, batch=1), given.images[first][:BATCH]
+    images = company_row(f"image alone and in {BATCH}{suffix}", alone.encode_image(some), encoder.encode_image(some))
+    ids = given.ids[:BATCH]  # alone each is as short as it can be, together as long as the longest
     return [
         *rows,
-        company_row(f"text alone and in {BATCH}{suffix}", alone.encode_text(some), encoder.encode_text(some)),
+        images,
+        company_row(f"text alone and in {BATCH}{suffix}", alone.encode_text(ids), encoder.encode_text(ids)),
     ]
 
 
@@ -133,7 +155,7 @@ def _artifact(folder: Path, exported: Exported, given: Path | None) -> Artifact 
     raise UsageError(f"{given}: not the artifact that {folder} was made from, its content_sha256 differs")
 
 
-def _given(artifact: Artifact, report: Report) -> Given:
+def _given(artifact: Artifact, report: Report) -> _Given:
     """Calibration images where they were kept, the held-out sets, and every prompt."""
     prompts = [
         parse_prompts(artifact.manifest["prompts"][kind], str(artifact.folder)) for kind in ("fitted", "held_out")
@@ -149,11 +171,11 @@ def _given(artifact: Artifact, report: Report) -> Given:
         images |= {name: held[name].pixels.numpy() for name in ("synthetic", "one_over_f")}
     except D4CError:  # the float model is not at hand; procedural images need none
         images |= _procedural(artifact.preprocess)
-    return Given(images, ids)
+    return _Given(images, ids)
 
 
-def _plain(encoder: GraphEncoder) -> Given:
-    return Given(_procedural(encoder.preprocess), encoder.tokenizer(PLAIN_TEXTS))
+def _plain(encoder: GraphEncoder) -> _Given:
+    return _Given(_procedural(encoder.preprocess), encoder.tokenizer(PLAIN_TEXTS))
 
 
 def _procedural(preprocess: Preprocess) -> dict[str, NDArray[np.float32]]:
