@@ -125,6 +125,12 @@ def test_what_arguments_show_is_the_users_error(tmp_path: Path) -> None:
     refused(tmp_path / "a", "d4c export", UsageError)
 
 
+def test_weights_for_open_clip_are_no_graphs(export: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(export, tmp_path / "e")
+    describe(folder, dataclasses.replace(read_exported(export), runtime="open_clip"))
+    refused(folder, "weights for open_clip, no graphs", UsageError)
+
+
 def test_fewer_than_one_thread_is_the_users_error(export: Path) -> None:
     with pytest.raises(UsageError, match="threads are counted from 1; not 0"):
         open_encoder(export, threads=0)

@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from d4c import evaluate, synthesize
 from d4c.artifact import Work, user_cache
 from d4c.artifact.work import Report
 from d4c.errors import UsageError
-from d4c.inputs import Encoder, Preprocess, Tokenizer
+from d4c.inputs import Encoder
 from d4c.models import Clip, TorchEncoder, load
+from d4c.pipeline.encoders import UnitEncoder, open_encoder
 from d4c.pipeline.origin import float_model, prompts_of
 from d4c.pipeline.places import resolve_device
-from d4c.pipeline.quantization import environment, held_out_tokens, open_encoder
+from d4c.pipeline.quantization import environment, held_out_tokens
 from d4c.pipeline.stages import hash_of
 from d4c.runtime import GraphEncoder
-
-
-@dataclass(frozen=True)
-class UnitEncoder:
-    """An encoder whose embeddings are given length 1, to stand beside a graph that does so itself."""
-
-    encoder: Encoder
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """The encoder's."""
-        return self.encoder.preprocess
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The encoder's."""
-        return self.encoder.tokenizer
-
-    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[image, 3, size, size] in normalised space -> [image, embedding]."""
-        return evaluate.unit(self.encoder.encode_image(pixels)).astype(np.float32)
-
-    def encode_text(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[text, context_length] -> [text, embedding]."""
-        return evaluate.unit(self.encoder.encode_text(ids)).astype(np.float32)
 
 
 def evaluate_without_data(folder: str, *, against: str | None, device: str, report: Report) -> dict[str, Any]:
