@@ -11,6 +11,7 @@ import typer
 
 import d4c
 from d4c.cli.analyze import analyze
+from d4c.cli.bench import bench
 from d4c.cli.compare import compare
 from d4c.cli.evaluate import evaluate
 from d4c.cli.inspect import inspect
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, synthesize, evaluate, inspect, models, recipes, compare, analyze):
+for command in (quantize, synthesize, evaluate, inspect, models, recipes, compare, analyze, bench):
     app.command()(command)
 # Its flags are the paper's, read by a parser of its own.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(

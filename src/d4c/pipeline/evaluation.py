@@ -30,7 +30,7 @@ def evaluate_without_data(artifact: str, *, against: str | None, device: str, re
     if not Path(artifact).is_dir():
         raise UsageError(f"{artifact}: not an artifact folder; to evaluate a float model, name a set with --dataset")
     quantized = load_quantized(artifact, device=device)
-    clip = _float_model(Path(artifact), against, device)
+    clip = float_model(Path(artifact), against, device)
     prompts = read_manifest(Path(artifact))["prompts"]
     bank, held_bank = (parse_prompts(prompts[kind], artifact) for kind in ("fitted", "held_out"))
     sets = synthesize.held_out_sets(clip, held_bank.prompts, user_cache(), Work(None, report))
@@ -69,7 +69,7 @@ def evaluate_on_data(
     if root is None:
         raise UsageError(f"--dataset {dataset} needs --root, the folder where the data is")
     artifact = Path(model) if Path(model).is_dir() else None
-    clip = _float_model(artifact, against, device) if artifact else load(model, pretrained).to(resolve_device(device))
+    clip = float_model(artifact, against, device) if artifact else load(model, pretrained).to(resolve_device(device))
     encoders: dict[str, Encoder] = {"float": TorchEncoder(clip)}
     if artifact:
         encoders["quantized"] = open_encoder(model, device=device)
@@ -103,7 +103,12 @@ def _measure(
     return {kind: retrieval.metrics(recall_k) for kind, retrieval in found.items()}, changed
 
 
-def _float_model(artifact: Path, against: str | None, device: str) -> Clip:
+def float_model(artifact: Path, against: str | None, device: str) -> Clip:
+    """The model that an artifact was made from.
+
+    Raises:
+        UsageError: `against` names another one.
+    """
     manifest = read_manifest(artifact)
     clip = load(against or manifest["source"]).to(resolve_device(device))
     if clip.fingerprint != manifest["fingerprint"]:
