@@ -36,12 +36,15 @@ class Graph:
         self._outputs.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, shape))
 
     def op(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """Add a node with one output, called like the node.
+        """Add a node with one output.
+
+        Layers are called like what they put out; other nodes have no name, which over all of them takes space.
 
         Raises:
             ValueError: the name is taken.
         """
-        self._nodes.append(helper.make_node(kind, list(inputs), [self._new(name)], name=name, **attributes))
+        called = name if kind in ("Gemm", "Conv") else ""
+        self._nodes.append(helper.make_node(kind, list(inputs), [self._new(name)], name=called, **attributes))
         return name
 
     def constant(self, name: str, array: NDArray[Any]) -> str:

@@ -19,19 +19,17 @@ from d4c.errors import ExportError
 from d4c.export.graph import Graph
 from d4c.export.source import Source
 
-Scale = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Value:
     """A tensor of the graph.
 
     Args:
-        name: in the graph; scale: of its codes, [1], where a quantizer put it out, else None.
+        name: in the graph; site: the quantizer that put it out, or None where it is float.
     """
 
     name: str
-    scale: Scale | None = None
+    site: str | None = None
 
 
 class Layers:
@@ -83,7 +81,7 @@ class Layers:
             low = graph.constant("lowest_code", np.asarray(0, np.uint8))
             high = graph.constant(f"highest_code_{bits}", np.asarray(2**bits - 1, np.uint8))
             codes = graph.op("Clip", [codes, low, high], f"{site}.clipped")
-        return Value(graph.op("DequantizeLinear", [codes, scale_name, zero_name], site), scale.astype(np.float32))
+        return Value(graph.op("DequantizeLinear", [codes, scale_name, zero_name], site), site)
 
     def linear(self, x: Value, layer: str, weight: NDArray[Any] | None = None) -> str:
         """Product with a weight, x Wᵀ + b; x: [row, in].
@@ -123,25 +121,26 @@ class Layers:
         if layer not in self.source.weights:
             biases = [self.constant(f"{layer}.bias")] if self.has(f"{layer}.bias") else []
             return [x.name, self.graph.constant(f"{layer}.weight", weight.astype(np.float32)), *biases]
-        if x.scale is None:
+        if x.site is None:
             raise ExportError(f"{layer}: integer weights read a float tensor")
         graph = self.graph
         scale = self.parameter(f"{layer}.weight_scale").astype(np.float32)  # [out]
         inputs = [
             self._codes(layer, weight),
             graph.constant(f"{layer}.weight_scale", scale),
-            graph.constant(f"{layer}.weight_zero_point", np.zeros(len(scale), np.int8)),
+            graph.constant(f"zero_points_{len(scale)}", np.zeros(len(scale), np.int8)),
         ]
-        operands = [x.name, graph.op("DequantizeLinear", inputs, f"{layer}.weight_values", axis=0)]
+        operands = [x.name, graph.op("DequantizeLinear", inputs, f"{layer}.weight_real", axis=0)]
         if self.has(f"{layer}.bias"):
             codes = graph.constant(f"{layer}.bias", self.parameter(f"{layer}.bias"))
-            unit = graph.constant(f"{layer}.bias_scale", x.scale * scale)
-            operands.append(graph.op("DequantizeLinear", [codes, unit], f"{layer}.bias_values", axis=0))
+            # computed when the graph is loaded: on disk it would be as large as the bias itself
+            unit = graph.op("Mul", [inputs[1], f"{x.site}.scale"], f"{layer}.bias_unit")  # [out]
+            operands.append(graph.op("DequantizeLinear", [codes, unit], f"{layer}.bias_real", axis=0))
         return operands
 
     def _codes(self, layer: str, codes: NDArray[np.int8]) -> str:
         if self.storage != "int4" or self.source.weights[layer] > 4:
             return self.graph.constant(f"{layer}.weight", codes)
         return self.graph.op(
-            "Cast", [self.graph.int4(f"{layer}.weight", codes)], f"{layer}.weight_int8", to=TensorProto.INT8
+            "Cast", [self.graph.int4(f"{layer}.weight", codes)], f"{layer}.weight_s8", to=TensorProto.INT8
         )

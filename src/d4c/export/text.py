@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from d4c.artifact.architecture import TextConfig
 from d4c.export.layers import Layers
@@ -29,7 +30,7 @@ def write_text(layers: Layers, config: TextConfig, ids: str) -> str:
     x = graph.op("Reshape", [x, graph.shape(f"rows_{width}", [-1, width])], "text.rows")
     sizes = [graph.shape("text.any", [-1]), length, graph.shape("text.head_sizes", [heads, width // heads])]
     heads_shape = graph.op("Concat", sizes, "text.heads_shape", axis=0)
-    mask = _causal_mask(layers, config.context_length, length) if config.causal else None
+    mask = _causal_mask(layers, length) if config.causal else None
     for i in range(config.layers):
         x = write_block(
             layers, x, f"text.blocks.{i}", heads=heads, heads_shape=heads_shape, mask=mask,
@@ -41,13 +42,13 @@ def write_text(layers: Layers, config: TextConfig, ids: str) -> str:
     return layers.linear(layers.quantize(x, "text.pooled"), "text.projection")
 
 
-def _causal_mask(layers: Layers, context: int, length: str) -> str:
+def _causal_mask(layers: Layers, length: str) -> str:
     """[query, key], as long as the texts."""
     graph = layers.graph
-    whole = graph.constant("text.whole_mask", np.triu(np.full((context, context), MASKED, np.float32), 1))
-    both = graph.op("Concat", [length, length], "text.mask_size", axis=0)
-    start, axes = graph.shape("text.mask_from", [0, 0]), graph.shape("text.mask_axes", [0, 1])
-    return graph.op("Slice", [whole, start, both, axes], "text.mask")
+    size = graph.op("Concat", [length, length], "text.mask_size", axis=0)
+    masked = helper.make_tensor("masked", TensorProto.FLOAT, [1], [MASKED])
+    whole = graph.op("ConstantOfShape", [size], "text.everything_masked", value=masked)
+    return graph.op("Trilu", [whole, graph.constant("text.diagonal", np.asarray(1, np.int64))], "text.mask", upper=1)
 
 
 def _pooled_token(layers: Layers, config: TextConfig, x: str, ids: str) -> str:

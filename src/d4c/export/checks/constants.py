@@ -22,8 +22,8 @@ def constants_rows(tower: str, model: onnx.ModelProto, reference: onnx.ModelProt
         for name in expected.constants
         if name not in found.constants or not np.array_equal(found.array(name), expected.array(name))
     ]
-    inputs = {node.name: list(node.input) for node in found.nodes}
-    rewired = [n.name for n in expected.nodes if len(inputs.get(n.name, [])) != len(n.input)]
+    inputs = {node.output[0]: list(node.input) for node in found.nodes}
+    rewired = [n.output[0] for n in expected.nodes if len(inputs.get(n.output[0], [])) != len(n.input)]
     ok = not wrong and not rewired
     count = sum(name in source.arrays for name in expected.constants)
     rows = [Row(f"{tower}: constants", f"{count} of the artifact's arrays, {len(expected.constants)} constants", ok)]

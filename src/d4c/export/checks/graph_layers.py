@@ -85,7 +85,7 @@ class GraphReader:
         if node.op_type == "Conv":
             output, output_site = self._quantized_output(node)
         return GraphLayer(
-            node.name, node.op_type, self.array(weight), weight, dequantize.name, codes, largest, output, output_site,
+            node.name, node.op_type, self.array(weight), weight, dequantize.output[0], codes, largest, output, output_site,
             tuple(attributes.get("strides", ())), (attributes.get("pads") or [0])[0],
         )  # fmt: skip
 
@@ -94,4 +94,4 @@ class GraphReader:
         (reader,) = self.consumers(node.output[0])
         if reader.op_type == "Relu":
             (reader,) = self.consumers(reader.output[0])
-        return reader.output[0], reader.name.removesuffix(".codes")
+        return reader.output[0], reader.output[0].removesuffix(".codes")

@@ -65,7 +65,7 @@ def kernels(model: onnx.ModelProto, running: onnx.ModelProto) -> list[Kernel]:
     """
     reader, found = GraphReader(running), []
     for layer in GraphReader(model).layers():
-        values = (layer.weight, f"{layer.weight}_int8", f"{layer.name}.weight_values")
+        values = (layer.weight, f"{layer.weight}_s8", f"{layer.name}.weight_real")
         ops = [node.op_type for value in values for node in reader.consumers(value) if node.op_type != "Cast"]
         products = [op for op in ops if op in INTEGER_KERNELS | PRODUCTS]
         found.append(Kernel(layer.name, products[0] if products else "".join(ops[:1])))

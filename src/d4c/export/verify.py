@@ -1,0 +1,93 @@
+"""What can be said of an exported graph by reading it and running it, tower by tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from d4c.artifact.exported import Exported, Storage
+from d4c.errors import ExportError, MissingExtraError
+from d4c.export.checks.constants import constants_rows
+from d4c.export.checks.exactness import check_layer, exactness_rows, with_inner_values
+from d4c.export.checks.graph_layers import GraphReader
+from d4c.export.checks.kernels import kernel_rows, kernels, optimized
+from d4c.export.checks.row import Row
+from d4c.export.checks.saturation import saturation_rows
+from d4c.export.checks.twin import unsigned_twin
+from d4c.export.openvino import openvino_rows, runtime_precisions
+from d4c.export.source import Source
+from d4c.export.towers import image_graph, text_graph
+
+
+def check_tower(
+    folder: Path, exported: Exported, tower: str, storage: Storage, values: NDArray[Any], source: Source | None
+) -> list[Row]:
+    """Look at one graph.
+
+    Args:
+        tower: "image" or "text"; storage: which of its files.
+        values: a few inputs of the tower, to run it on.
+        source: the artifact; without it the structure alone is looked at.
+
+    Raises:
+        ExportError: the file is not a graph, or does not run.
+    """
+    files = exported.image.files if tower == "image" else exported.text.files
+    name = f"{tower}, {storage}" if len(files) > 1 else tower
+    path = folder / files[storage]
+    if exported.runtime == "openvino":
+        if source is None:
+            return openvino_rows(name, None, runtime_precisions(path))
+        layers = GraphReader(_reference(exported, tower, storage, source)).layers()
+        return openvino_rows(name, len(layers), runtime_precisions(path)) + saturation_rows(name, layers)
+    model = _load(path)
+    running, layers = optimized(path), GraphReader(model).layers()
+    rows = kernel_rows(name, kernels(model, running), running) + saturation_rows(name, layers)
+    if source is not None:
+        rows += constants_rows(name, model, _reference(exported, tower, storage, source), source)
+        inner = _run(with_inner_values(model), values)
+        rows += exactness_rows(name, [check_layer(layer, inner, source) for layer in layers])
+    if layers:
+        output = model.graph.output[0].name
+        same = np.array_equal(_run(model, values)[output], _run(unsigned_twin(model), values)[output])
+        rows.append(Row(f"{name}: as u8 weights", "the same bits" if same else "other results", same))
+    return rows
+
+
+def _reference(exported: Exported, tower: str, storage: Storage, source: Source) -> onnx.ModelProto:
+    """The graph as it is translated now, under the folder's names."""
+    if tower == "image":
+        about = exported.image
+        return image_graph(source, storage=storage, input=about.input, output=about.output,
+                           normalize=exported.normalized)  # fmt: skip
+    about = exported.text
+    return text_graph(source, storage=storage, input=about.input, output=about.output, normalize=exported.normalized,
+                      id_type=exported.id_type)  # fmt: skip
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path)
+    except (OSError, DecodeError, ValueError) as error:
+        raise ExportError(f"{path}: not an ONNX graph: {error}") from error
+
+
+def _run(model: onnx.ModelProto, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Everything that a graph with one input puts out, by name."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnx", "verifying a graph") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        outputs = session.run(None, {model.graph.input[0].name: values})
+    except Exception as error:  # onnxruntime's own errors derive from Exception alone
+        raise ExportError(f"onnxruntime cannot run the graph: {' '.join(str(error).split())[:300]}") from error
+    return dict(zip((output.name for output in session.get_outputs()), outputs, strict=True))
