@@ -35,12 +35,18 @@ def rival(
     """
     version = _onnxruntime().__version__
     key = hashlib.sha256(f"{file_sha256(float_graph)} {name} {digest} {version}".encode()).hexdigest()
-    path = folder / f"{float_graph.stem.partition('.')[0]}.{name}-{key[:16]}.onnx"
+    path = folder.resolve() / f"{float_graph.stem.partition('.')[0]}.{name}-{key[:16]}.onnx"
     if path.exists():
         return path
-    with tempfile.TemporaryDirectory(dir=folder) as scratch, appearing_whole(path) as temporary, _quietly():
-        prepared = Path(scratch) / "prepared.onnx"
-        _prepare(float_graph, prepared)
+    given = float_graph.resolve()
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        appearing_whole(path) as temporary,
+        contextlib.chdir(scratch),  # where onnxruntime leaves files that it does not remove
+        _quietly(),
+    ):
+        prepared = Path("prepared.onnx")
+        _prepare(given, prepared)
         if name == "dynamic":
             _quantize_dynamic(prepared, temporary)
         else:
