@@ -18,10 +18,17 @@ def graph_of(folder: Path, kind: str, storage: str) -> Graph:
     return Graph(storage, "onnxruntime", (str(folder / f"{kind}.{storage}.onnx"),), *names)  # type: ignore[arg-type]
 
 
-def job(folder: Path, task: str, graphs: list[Graph], inputs: dict[str, np.ndarray], rounds: int = 3) -> Path:
-    np.savez(folder / "inputs.npz", **inputs)
-    about = {"task": task, "graphs": [dataclasses.asdict(g) for g in graphs], "inputs": str(folder / "inputs.npz"),
-             "threads": 1, "rounds": rounds}  # fmt: skip
+Arrays = dict[str, np.ndarray]
+
+
+def job(
+    folder: Path, task: str, graphs: list[Graph], timed: Arrays | None = None, judged: Arrays | None = None
+) -> Path:
+    about = {"task": task, "graphs": [dataclasses.asdict(g) for g in graphs], "threads": 1, "rounds": 3}
+    for key, arrays in (("timed", timed), ("judged", judged)):
+        about[key] = None if arrays is None else str(folder / f"{key}.npz")
+        if arrays is not None:
+            np.savez(folder / f"{key}.npz", **arrays)
     path = folder / "job.json"
     path.write_text(json.dumps(about))
     return path
@@ -57,9 +64,9 @@ def test_timing_job_gives_a_time_for_each_graph_batch_and_round(exported: dict[s
 def test_weighing_job_loads_no_torch_and_its_memory_counts_the_weights(
     exported: dict[str, Path], tmp_path: Path
 ) -> None:
-    inputs = {"time 1": np.full((1, 9), 7, np.int64), "texts 000000": np.full((2, 9), 7, np.int64)}
+    ids = np.full((2, 9), 7, np.int64)
     graph = graph_of(exported["float"], "text", "float")
-    path = job(tmp_path, "weigh", [graph], inputs)
+    path = job(tmp_path, "weigh", [graph], {"1": ids[:1]}, {"texts 000000": ids})
     code = f"""
 import sys
 from pathlib import Path
@@ -75,12 +82,12 @@ assert "torch" not in sys.modules and "onnx" not in sys.modules
     assert found["load_seconds"] > 0
     with np.load(tmp_path / "job.result.npz") as file:
         assert file.files == ["texts 000000"]
-        assert np.array_equal(file["texts 000000"], open_graph(graph, 1)(np.full((2, 9), 7, np.int64)))
+        assert np.array_equal(file["texts 000000"], open_graph(graph, 1)(ids))
 
 
 def test_a_graph_that_does_not_load_is_a_result(tmp_path: Path) -> None:
     (tmp_path / "image.int8.onnx").write_bytes(b"no graph")
-    main(job(tmp_path, "weigh", [graph_of(tmp_path, "image", "int8")], {}))
+    main(job(tmp_path, "weigh", [graph_of(tmp_path, "image", "int8")]))
     assert "image.int8.onnx" in json.loads((tmp_path / "job.result.json").read_text())["error"]
 
 

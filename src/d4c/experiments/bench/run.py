@@ -24,6 +24,7 @@ from d4c.experiments.bench.inputs import Judges
 from d4c.experiments.bench.session import Graph
 
 LOADS = 3
+TIMED, JUDGED = "timed.npz", "judged.npz"
 Embeddings = Mapping[str, NDArray[np.float32]]
 
 
@@ -75,12 +76,14 @@ def measure(tower: Tower, judges: Judges, plan: Plan, work: Path, report: Report
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     timed = {str(batch): judges.timed(tower.kind, batch) for batch in plan.batches}
+    np.savez(work / TIMED, **timed)  # type: ignore[arg-type]
+    np.savez(work / JUDGED, **judges.batches(tower.kind))  # type: ignore[arg-type]
     failed = dict(tower.failed)
     weighed: dict[str, dict[str, Any]] = {}
     label = f"{tower.kind}: memory, error"
     report(label, 0, len(tower.graphs))
     for i, graph in enumerate(tower.graphs):
-        found, embeddings = _weigh(graph, judges.batches(tower.kind), timed, work)
+        found, embeddings = _weigh(graph, work)
         if "error" in found:
             failed[graph.name] = found["error"]
         else:
@@ -92,7 +95,7 @@ def measure(tower: Tower, judges: Judges, plan: Plan, work: Path, report: Report
         raise RunError(f"{tower.kind} tower, {first}: {failed[first]}")
     for i, threads in enumerate(plan.threads):
         report(f"{tower.kind}: speed", i, len(plan.threads))
-        found = _worker("time", running, timed, work, threads=threads, rounds=plan.rounds)
+        found = _worker("time", running, work, timed=TIMED, threads=threads, rounds=plan.rounds)
         if "error" in found:
             raise RunError(f"{tower.kind} tower: {found['error']}")
         for name, runs in figures(found["seconds"], first, threads).items():
@@ -103,31 +106,28 @@ def measure(tower: Tower, judges: Judges, plan: Plan, work: Path, report: Report
     return {"variants": weighed, "failed": failed} | ({"tokens": tokens} if tokens else {})
 
 
-def _weigh(
-    graph: Graph, judged: Mapping[str, NDArray[Any]], timed: Mapping[str, NDArray[Any]], work: Path
-) -> tuple[dict[str, Any], Embeddings]:
-    """Figures of one graph, loads of several processes, and its embeddings by batch."""
-    inputs = {f"time {size}": x for size, x in timed.items()} | dict(judged)
-    found = _worker("weigh", [graph], inputs, work, threads=1)
+def _weigh(graph: Graph, work: Path) -> tuple[dict[str, Any], Embeddings]:
+    """Figures of one graph, load times of several processes, and its embeddings by batch."""
+    found = _worker("weigh", [graph], work, timed=TIMED, judged=JUDGED)
     if "error" in found:
         return found, {}
     with np.load(work / "job.result.npz") as file:
         embeddings = {name: file[name] for name in file.files}
-    loads = [found, *(_worker("weigh", [graph], {}, work, threads=1) for _ in range(LOADS - 1))]
+    loads = [found, *(_worker("weigh", [graph], work) for _ in range(LOADS - 1))]
     medians = {key: statistics.median(load[key] for load in loads) for key in ("load_seconds", "load_wall_seconds")}
     return {"file_bytes": graph.file_bytes, **found, **medians}, embeddings
 
 
 def _worker(
-    task: str, graphs: Sequence[Graph], inputs: Mapping[str, NDArray[Any]], work: Path, *, threads: int, rounds: int = 0
-) -> dict[str, Any]:
-    """Do a job of `worker` in a process of its own."""
-    np.savez(work / "inputs.npz", **inputs)  # type: ignore[arg-type]
+    task: str, graphs: Sequence[Graph], work: Path, *, timed: str | None = None, judged: str | None = None,
+    threads: int = 1, rounds: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Do a job of `worker` in a process of its own; `timed` and `judged` are files in `work`."""
     result = work / "job.result.json"
     result.unlink(missing_ok=True)
-    job = {"task": task, "graphs": [dataclasses.asdict(g) for g in graphs], "inputs": str(work / "inputs.npz"),
-           "threads": threads, "rounds": rounds}  # fmt: skip
-    (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    inputs = {key: None if name is None else str(work / name) for key, name in (("timed", timed), ("judged", judged))}
+    job = {"task": task, "graphs": [dataclasses.asdict(g) for g in graphs], "threads": threads, "rounds": rounds}
+    (work / "job.json").write_text(json.dumps(job | inputs), encoding="utf-8")
     command = [sys.executable, "-m", "d4c.experiments.bench.worker", str(work / "job.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not result.exists():

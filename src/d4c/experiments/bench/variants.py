@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -35,7 +34,6 @@ VARIANTS = {
 NAMES = {"image": ("pixel_values", "image_embeds"), "text": ("input_ids", "text_embeds")}
 
 
-@dataclass(frozen=True)
 class Kitchen:
     """Makes variants.
 
@@ -43,10 +41,9 @@ class Kitchen:
         floating, integer: the float model and the artifact; folder: where graphs lie.
     """
 
-    floating: Source
-    integer: Source
-    calibration: Calibration
-    folder: Path
+    def __init__(self, floating: Source, integer: Source, calibration: Calibration, folder: Path) -> None:
+        self.floating, self.integer, self.calibration, self.folder = floating, integer, calibration, folder
+        self._written: set[Path] = set()
 
     def make(self, tower: str, name: str) -> Graph:
         """One variant of one tower.
@@ -64,14 +61,17 @@ class Kitchen:
         return self._graph(tower, name, (self._own(tower, OWN[name]),))
 
     def _own(self, tower: str, storage: Storage) -> Path:
-        """Written anew each time: that takes seconds, and a graph of another version would not be noticed."""
+        """Our own graph, written anew in each run: that takes seconds, and one of another version would not show."""
+        path = self.folder / f"{tower}.{REFERENCE if storage == 'float' else storage}.onnx"
+        if path in self._written:
+            return path
         source = self.floating if storage == "float" else self.integer
         model = image_graph(source, storage=storage) if tower == "image" else text_graph(source, storage=storage)
         if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
             raise ExportError(f"{source.name}: the {tower} tower takes more than the 2 GB that one file can hold")
-        path = self.folder / f"{tower}.{REFERENCE if storage == 'float' else storage}.onnx"
         with appearing_whole(path) as temporary:
             onnx.save_model(model, temporary)
+        self._written.add(path)
         return path
 
     def _rival(self, tower: str, name: str) -> Path:

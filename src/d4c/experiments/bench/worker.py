@@ -2,7 +2,7 @@
 
     python -m d4c.experiments.bench.worker JOB.json
 
-JOB.json names the task, the graphs and a file of inputs; the result is written beside it.
+JOB.json names the task, the graphs and files of inputs; the result is written beside it.
 """
 
 from __future__ import annotations
@@ -68,32 +68,32 @@ def time_graphs(graphs: list[Graph], inputs: Arrays, threads: int, rounds: int) 
     return seconds
 
 
-def weigh(graph: Graph, inputs: Arrays, threads: int) -> tuple[dict[str, float], dict[str, NDArray[np.float32]]]:
-    """Load a graph and run it on batches.
+def weigh(graph: Graph, timed: Path | None, judged: Path | None) -> tuple[dict[str, float], Arrays]:
+    """Load a graph and run it, on one thread.
 
     Args:
-        inputs: batches by name; those called "time …" are run before the peak of memory is read.
+        timed: batches to run before the peak of memory is read; judged: batches whose embeddings are wanted, which are
+            read after it.
 
     Returns:
         `load_seconds` (processor time), `load_wall_seconds`; `before_bytes`, `loaded_bytes`: memory in use before and
-        after loading; `peak_bytes`: the most after running. And embeddings of the other batches, by name.
+        after loading; `peak_bytes`: the most after running. And embeddings by name.
     """
     require(graph.runtime)
     before = memory()[0]
     wall, cpu = time.perf_counter(), time.process_time()
-    run = open_graph(graph, threads)
+    run = open_graph(graph, 1)
     found = {"load_seconds": time.process_time() - cpu, "load_wall_seconds": time.perf_counter() - wall}
     loaded = memory()[0]
-    for name, x in inputs.items():
-        if name.startswith("time "):
-            for _ in range(WARM_UP):
-                run(graph.feed(x))
+    for x in _read(timed).values():
+        for _ in range(WARM_UP):
+            run(graph.feed(x))
     found |= {"before_bytes": before, "loaded_bytes": loaded, "peak_bytes": memory()[1]}
-    return found, {name: run(graph.feed(x)) for name, x in inputs.items() if not name.startswith("time ")}
+    return found, {name: run(graph.feed(x)) for name, x in _read(judged).items()}
 
 
 def memory() -> tuple[int, int]:
-    """Bytes that this process holds, and the most it ever held; where the first is not told, twice the second."""
+    """Bytes that this process holds, and the most it ever held; where the first is not told, the second twice."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss would count what the parent held when it made this process
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
@@ -107,13 +107,19 @@ def _bound(run: Run, x: NDArray[Any]) -> Callable[[], object]:
     return lambda: run(x)
 
 
+def _read(path: Path | None) -> Arrays:
+    if path is None:
+        return {}
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
 def _do(job: Mapping[str, Any], result: Path) -> dict[str, Any]:
     graphs = [Graph(**{**data, "files": tuple(data["files"])}) for data in job["graphs"]]
-    with np.load(job["inputs"]) as file:
-        inputs = {name: file[name] for name in file.files}
+    timed, judged = (None if job[key] is None else Path(job[key]) for key in ("timed", "judged"))
     if job["task"] == "time":
-        return {"seconds": time_graphs(graphs, inputs, job["threads"], job["rounds"])}
-    found, embeddings = weigh(graphs[0], inputs, job["threads"])
+        return {"seconds": time_graphs(graphs, _read(timed), job["threads"], job["rounds"])}
+    found, embeddings = weigh(graphs[0], timed, judged)
     np.savez(result.with_suffix(".npz"), **embeddings)  # type: ignore[arg-type]
     return dict(found)
 
