@@ -36,9 +36,10 @@ def _embed(layers: Layers, config: VisionTransformerConfig, pixels: str) -> str:
     if config.image_size % patch:
         bounds = [graph.shape(f"image.crop_{k}", v) for k, v in (("from", [0, 0]), ("to", [side * patch] * 2))]
         pixels = graph.op("Slice", [pixels, *bounds, graph.shape("image.crop_axes", [2, 3])], "image.cropped")
-    shape = graph.shape("image.patches_shape", [-1, 3, side, patch, side, patch])
-    x = graph.op("Reshape", [pixels, shape], "image.patches")
-    x = graph.op("Transpose", [x], "image.patches_in_order", perm=[0, 2, 4, 3, 5, 1])
+    x = graph.op("Transpose", [pixels], "image.channels_last", perm=[0, 2, 3, 1])
+    shape = graph.shape("image.patches_shape", [-1, side, patch, side, patch * 3])
+    x = graph.op("Reshape", [x, shape], "image.patches")
+    x = graph.op("Transpose", [x], "image.patches_in_order", perm=[0, 1, 3, 2, 4])
     x = graph.op("Reshape", [x, graph.shape("image.patch_rows_shape", [-1, patch * patch * 3])], "image.patch_rows")
     weight = layers.parameter("image.patch_embedding.weight")  # [out, 3, height, width]
     weight = np.ascontiguousarray(weight.transpose(0, 2, 3, 1)).reshape(width, -1)  # [out, in]
