@@ -41,6 +41,14 @@ def test_these_imports_load_no_torch(statement: str) -> None:
     subprocess.run([sys.executable, "-c", NO_TORCH.format(statement=statement)], check=True)
 
 
+def test_the_runtime_loads_no_more_than_it_needs() -> None:
+    unwanted = "torch", "typer", "rich", "yaml", "safetensors", "open_clip", "onnx", "onnxruntime", "openvino"
+    program = (
+        f"import sys, d4c.runtime; assert not set({unwanted}) & set(sys.modules), set({unwanted}) & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_help_is_instant() -> None:
     seconds = []
     for _ in range(3):

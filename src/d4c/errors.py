@@ -8,7 +8,7 @@ D4CError
 │   └── UnsupportedModelError  also ValueError: a model whose architecture d4c does not cover
 ├── RunError                   contents or the run failed; exit code 1
 │   ├── ModelFileError         also ValueError: weights or tokenizer that cannot be read or make no sense
-│   ├── ImageFileError         also ValueError: a folder of pictures with nothing to read in it
+│   ├── ImageFileError         also ValueError: a picture that cannot be read, or a folder without one
 │   ├── ArtifactError          also ValueError: an artifact that is broken or of another version
 │   ├── ExportError            also ValueError: an exported folder or graph that is broken or cannot be made
 │   ├── GateError              a check of `verify` that was not met; exit code 3
@@ -66,7 +66,7 @@ class ModelFileError(RunError, ValueError):
 
 
 class ImageFileError(RunError, ValueError):
-    """A folder of pictures with nothing to read in it."""
+    """A picture that cannot be read, or a folder without one."""
 
 
 class ArtifactError(RunError, ValueError):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import RESNET, VIT, random_state
+from conftest import RESNET, SIGLIP, VIT, random_state
 from d4c.artifact.architecture import ClipConfig, VisionTransformerConfig
 from d4c.artifact.open_clip_names import name_table, open_clip_model_cfg, to_open_clip
 from d4c.inputs import Preprocess
@@ -27,11 +27,7 @@ COUNTERS = "num_batches_tracked"  # of BatchNorms in training
 
 
 def cfg_of(name: str) -> dict[str, Any]:
-    cfg = open_clip_model_cfg(CONFIGS[name])
-    if name == "layer scale":
-        cfg["vision_cfg"] |= {"ls_init_value": 1e-5, "no_ln_pre": True}
-        cfg["text_cfg"]["ls_init_value"] = 1e-5
-    return cfg
+    return open_clip_model_cfg(CONFIGS[name])
 
 
 def arrays_of(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -62,7 +58,6 @@ def test_the_table_is_a_bijection_between_all_parameters_of_both(name: str) -> N
 def test_a_text_tower_of_its_own_has_a_prefix_and_may_have_a_bias() -> None:
     config = dataclasses.replace(VIT, text=dataclasses.replace(VIT.text, projection_bias=True))
     cfg = open_clip_model_cfg(config)
-    cfg["text_cfg"]["proj_bias"] = True
     expected = set(open_clip.CustomTextCLIP(**cfg).state_dict())
     assert {entry.theirs for entry in name_table(config, "text.")} == expected
     assert "text.text_projection.bias" in expected
@@ -119,3 +114,25 @@ def test_a_missing_parameter_is_named() -> None:
 def test_the_written_configuration_of_each_openai_architecture_reads_back(name: str, quick_gelu: bool) -> None:
     config = config_from_open_clip({**registered_config(name), "quick_gelu": quick_gelu}, name)
     assert config_from_open_clip(open_clip_model_cfg(config), name) == config
+
+
+@pytest.mark.parametrize(("image", "text"), [
+    ({"pre_norm": False, "layer_scale": True}, {"layer_scale": True}),
+    ({"pooling": "mean", "norm_after_pooling": True, "mlp_width": 100}, {"pooling": "last", "projection_bias": True}),
+    ({"activation": "gelu_tanh", "norm_eps": 1e-6}, {"activation": "gelu", "causal": False, "pooling": "first"}),
+    ({"activation": "gelu"}, {"activation": "gelu_tanh", "norm_eps": 1e-6}),
+])  # fmt: skip
+def test_every_option_that_open_clip_has_reads_back(image: dict[str, Any], text: dict[str, Any]) -> None:
+    assert isinstance(VIT.image, VisionTransformerConfig)
+    config = ClipConfig(16, dataclasses.replace(VIT.image, **image), dataclasses.replace(VIT.text, **text))
+    assert config_from_open_clip(open_clip_model_cfg(config), "test") == config
+
+
+@pytest.mark.parametrize(("config", "words"), [
+    (SIGLIP, "attention pooling"),
+    (dataclasses.replace(VIT, image=dataclasses.replace(VIT.image, patch_bias=True)), "patches without bias"),
+    (dataclasses.replace(VIT, image=dataclasses.replace(VIT.image, activation="gelu")), "QuickGELU in both"),
+])  # fmt: skip
+def test_what_open_clip_does_not_have_is_not_written_as_something_else(config: ClipConfig, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        open_clip_model_cfg(config)

@@ -17,7 +17,7 @@ from d4c.errors import ArtifactError
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
-from d4c.package import freeze, thaw
+from d4c.package import freeze, thaw, thaw_integers
 from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import Calibrate, Recipe, Rule, load_recipe
 
@@ -187,3 +187,23 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused(
     MISFITS[what](arrays, config)
     with pytest.raises(ArtifactError, match=r"^out: "):
         thaw(dataclasses.replace(artifact, arrays=arrays, config=config))
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w4a8", "w6a6"])
+def test_whole_numbers_agree_with_the_simulation(name: str, clip: Clip, pixels: Tensor, tokens: Tensor) -> None:
+    recipe = load_recipe(name)
+    artifact = artifact_of(wrapped(clip, recipe, pixels, tokens), recipe)
+    simulation, integers = thaw(artifact), thaw_integers(artifact)
+    kinds = {type(integers.get_submodule(layer)).__name__ for layer in sites_of(integers).inputs}
+    assert kinds <= {"IntegerLinear", "IntegerConv2d"}
+    for first, second in (
+        (integers.encode_image(pixels), simulation.encode_image(pixels)),
+        (integers.encode_text(tokens), simulation.encode_text(tokens)),
+    ):
+        assert (first - second).norm() <= 2e-3 * (second - second.mean(dim=0)).norm()  # a code off now and then
+
+
+def test_simulations_have_no_whole_numbers(vit: Clip, pixels: Tensor, tokens: Tensor) -> None:
+    recipe = load_recipe("w4a4")
+    with pytest.raises(ArtifactError, match="recipe w4a4 has no integer form"):
+        thaw_integers(artifact_of(wrapped(vit, recipe, pixels, tokens), recipe))

@@ -117,7 +117,7 @@ def test_an_artifact_may_lie_in_a_folder_called_like_its_model(
     monkeypatch.chdir(tmp_path)
     source = f"local-dir:{vit_folder}"
     artifact(source, tmp_path / "out", "w2a3")
-    monkeypatch.setattr("d4c.pipeline.evaluation.load", lambda *_: _renamed(d4c.load(source), "out"))
+    monkeypatch.setattr("d4c.pipeline.origin.load", lambda *_: _renamed(d4c.load(source), "out"))
     found = measured("out", "wds/colours", root)
     assert [r["model"] for r in found["results"]] == ["out", "out"]
     assert np.isfinite(found["paired"]["acc1_standard_error"])

@@ -46,7 +46,9 @@ class Exported:
     """An exported folder.
 
     Args:
-        layout: who it was made for; runtime: which library runs its graphs.
+        layout: who it was made for.
+        runtime: which library runs its graphs; for open_clip the one file of both towers holds weights, and the names
+            are those of its forward pass.
         image: [batch, 3, size, size] float32 in normalised space -> [batch, embedding].
         text: ids [batch, token] -> [batch, embedding].
         id_type: of ids; fixed_length: whether texts must be padded to the context; else to the longest of a batch.
@@ -59,7 +61,7 @@ class Exported:
     """
 
     layout: str
-    runtime: Literal["onnxruntime", "openvino"]
+    runtime: Literal["onnxruntime", "openvino", "open_clip"]
     image: ExportedTower
     text: ExportedTower
     id_type: Literal["int32", "int64"]
@@ -94,16 +96,18 @@ def read_exported(folder: Path) -> Exported:
             raise ExportError(f"{folder}: format version {version}; this d4c reads version {EXPORTED_VERSION}")
         image, text = (ExportedTower(**data.pop(kind)) for kind in ("image", "text"))
         exported = Exported(image=image, text=text, **data)
-        names = [*exported.image.files.values(), *exported.text.files.values()]
-        missing = sorted(set(names) - set(dict(exported.sha256)))
+        files = [*exported.image.files.values(), *exported.text.files.values()]
+        if not (exported.image.files and exported.text.files and all(isinstance(name, str) for name in files)):
+            raise TypeError("a tower's files are no paths")
+        missing = sorted(set(files) - set(dict(exported.sha256)))
     except ExportError:
         raise
     except FileNotFoundError as error:
         raise ExportError(f"{folder}: not an exported folder, there is no {EXPORTED}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{folder}: {EXPORTED} cannot be read: {error}") from error
-    if missing or not names:
-        raise ExportError(f"{folder}: {EXPORTED} does not tell the SHA-256 of {', '.join(missing) or 'any graph'}")
+    if missing:
+        raise ExportError(f"{folder}: {EXPORTED} does not tell the SHA-256 of {', '.join(missing)}")
     return exported
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d4c.artifact.architecture import ClipConfig, ResNetConfig, VisionTransformerConfig
+from d4c.artifact.architecture import ClipConfig, ResNetConfig, TextConfig, VisionTransformerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +69,33 @@ def renamed_arrays(table: Iterable[Entry], state: Mapping[str, NDArray[Any]]) ->
 
 
 def open_clip_model_cfg(config: ClipConfig) -> dict[str, Any]:
-    """`model_cfg` of an open_clip_config.json, for the architectures that OpenAI trained and smaller ones like them.
+    """`model_cfg` of an open_clip_config.json; options that stand at open_clip's default are left out.
 
     Raises:
-        ValueError: SigLIP's pooling, which open_clip has in timm's named models alone.
+        ValueError: what open_clip's own towers do not have, SigLIP's pooling above all, which it takes from timm.
     """
     image, text = config.image, config.text
-    if not isinstance(image, ResNetConfig) and image.pooling == "attention":
-        raise ValueError("open_clip has attention pooling in timm's named models alone")
+    quick = text.activation == "quick_gelu"
     if isinstance(image, ResNetConfig):
-        vision = {"layers": list(image.layers), "head_width": image.width * 32 // image.heads}
+        vision: dict[str, Any] = {"layers": list(image.layers), "head_width": image.width * 32 // image.heads}
     else:
+        if image.pooling == "attention":
+            raise ValueError("open_clip has attention pooling in timm's named models alone")
+        if not image.class_token or image.patch_bias or not image.projection:
+            raise ValueError("open_clip's image towers have a class token, a projection and patches without bias")
+        if (image.activation == "quick_gelu") != quick:
+            raise ValueError("open_clip has QuickGELU in both towers or in none")
         vision = {"layers": image.layers, "patch_size": image.patch_size, "head_width": image.width // image.heads}
-        vision["mlp_ratio"] = image.mlp_width / image.width
+        vision |= {"mlp_ratio": image.mlp_width / image.width, **_options(image)}
+        if not image.pre_norm:
+            vision["no_ln_pre"] = True
+        if image.pooling == "mean":
+            vision["pool_type"] = "avg"
+        if image.norm_after_pooling:
+            vision["final_ln_after_pool"] = True
     return {
         "embed_dim": config.embed_dim,
-        "quick_gelu": text.activation == "quick_gelu",
+        "quick_gelu": quick,
         "vision_cfg": {"image_size": image.image_size, "width": image.width, **vision},
         "text_cfg": {
             "context_length": text.context_length,
@@ -93,8 +104,24 @@ def open_clip_model_cfg(config: ClipConfig) -> dict[str, Any]:
             "heads": text.heads,
             "layers": text.layers,
             "mlp_ratio": text.mlp_width / text.width,
+            **_options(text),
+            **({} if text.causal else {"no_causal_mask": True}),
+            **({} if text.pooling == "end_of_text" else {"pool_type": text.pooling}),
+            **({"proj_bias": True} if text.projection_bias else {}),
         },
     }
+
+
+def _options(tower: VisionTransformerConfig | TextConfig) -> dict[str, Any]:
+    """What both kinds of towers may have beside the usual."""
+    options: dict[str, Any] = {}
+    if tower.activation == "gelu_tanh":
+        options["act_kwargs"] = {"approximate": "tanh"}
+    if tower.norm_eps != 1e-5:
+        options["norm_kwargs"] = {"eps": tower.norm_eps}
+    if tower.layer_scale:
+        options["ls_init_value"] = 1e-5  # only whether there is one matters: values are loaded
+    return options
 
 
 def _vit(vit: VisionTransformerConfig) -> Iterator[Entry]:

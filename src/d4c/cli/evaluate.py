@@ -14,14 +14,14 @@ from d4c.errors import UsageError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="An artifact folder, or a float model by name.")],
+    model: Annotated[str, typer.Argument(help="An artifact folder, an exported one, or a float model by name.")],
     pretrained: options.Pretrained = None,
     dataset: Annotated[str | None, typer.Option(help="A set of CLIP_benchmark's: wds/NAME, cifar10, …")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the data set.")] = None,
     split: Annotated[str, typer.Option(help="Of the data set.")] = "test",
     recall_k: Annotated[str, typer.Option(help="For captions: how many to look at, for example 1,5,10.")] = "5",
     against: Annotated[
-        str | None, typer.Option(help="The float model; default: what the artifact was made from.")
+        str | None, typer.Option(help="The float model; default: what the folder was made from.")
     ] = None,
     device: options.Device = "auto",
     threads: options.Threads = None,

@@ -12,14 +12,17 @@ import typer
 import d4c
 from d4c.cli.analyze import analyze
 from d4c.cli.bench import bench
+from d4c.cli.classify import classify
 from d4c.cli.compare import compare
 from d4c.cli.evaluate import evaluate
+from d4c.cli.export import export
 from d4c.cli.inspect import inspect
 from d4c.cli.models import models
 from d4c.cli.quantize import quantize
 from d4c.cli.recipes import recipes
 from d4c.cli.reproduce import reproduce
 from d4c.cli.synthesize import synthesize
+from d4c.cli.verify import verify
 from d4c.errors import D4CError
 
 FAILED, INTERRUPTED = 1, 130
@@ -31,7 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, synthesize, evaluate, inspect, models, recipes, compare, analyze, bench):
+COMMANDS = (quantize, synthesize, evaluate, export, verify, bench, classify, inspect, models, recipes, compare, analyze)
+for command in COMMANDS:
     app.command()(command)
 # Its flags are the paper's, read by a parser of its own.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(

@@ -67,6 +67,7 @@ def source_of(artifact: Artifact) -> Source:
         raise RecipeError(
             f"{artifact.folder}: recipe {quantization['recipe']} runs as {quantization['runs_as']}, not in integers; "
             "w8a8, w6a6 and w4a8 can be exported"
+            + (" (for weights alone: --layout open_clip)" if quantization["runs_as"] == "storage" else "")
         )
     arrays = dict(artifact.arrays)
     for layer, about in quantization["weights"].items():

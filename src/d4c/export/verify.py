@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from d4c.artifact.exported import Exported, Storage
@@ -73,7 +72,7 @@ def _reference(exported: Exported, tower: str, storage: Storage, source: Source)
 def _load(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path)
-    except (OSError, DecodeError, ValueError) as error:
+    except Exception as error:  # protobuf's own errors derive from Exception alone
         raise ExportError(f"{path}: not an ONNX graph: {error}") from error
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from d4c.errors import ImageFileError, UsageError
 from d4c.images.image_set import ImageSet
-from d4c.inputs import Preprocess
+from d4c.inputs import Preprocess, read_pixels
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -36,11 +35,5 @@ def load_image_folder(
     paths = paths[:limit]
     if not paths:
         raise ImageFileError(f"{folder}: no pictures ({' '.join(sorted(SUFFIXES))})")
-    pixels = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                pixels.append(preprocess(image))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNGs
-            raise ImageFileError(f"{path}: not a picture that can be read: {error}") from error
+    pixels = [read_pixels(path, preprocess) for path in paths]
     return ImageSet.unlabelled(torch.from_numpy(np.stack(pixels)), "folder", files=len(paths))

@@ -17,6 +17,7 @@ from d4c.errors import ModelFileError
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+MOST_PIXELS = 2**26  # of a scaled picture whose middle is cut out
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,11 @@ class Preprocess:
             raise ModelFileError(f"unknown preprocessing '{self.interpolation}', '{self.resize_mode}'")
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """One picture -> [3, size, size] float32 in normalised space."""
+        """One picture -> [3, size, size] float32 in normalised space.
+
+        Raises:
+            ValueError: it has no pixels, or is so long and thin that scaling it would fill the memory.
+        """
         pixels = np.asarray(self._fit(image).convert("RGB"), np.float32) / np.float32(255)  # [height, width, channel]
         return self.normalize(pixels.transpose(2, 0, 1))
 
@@ -63,6 +68,8 @@ class Preprocess:
     def _fit(self, image: Image.Image) -> Image.Image:
         resampling = _RESAMPLING[self.interpolation]
         width, height = image.size
+        if min(width, height) < 1:
+            raise ValueError("it has no pixels")
         if self.resize_mode == "squash":
             return image.resize((self.size, self.size), resampling)
         if self.resize_mode == "longest":
@@ -72,9 +79,12 @@ class Preprocess:
             border = (left, top, self.size - image.width - left, self.size - image.height - top)
             return ImageOps.expand(image, border)  # keeps a palette
         if width <= height:
-            image = image.resize((self.size, int(self.size * height / width)), resampling)
+            scaled = (self.size, int(self.size * height / width))
         else:
-            image = image.resize((int(self.size * width / height), self.size), resampling)
+            scaled = (int(self.size * width / height), self.size)
+        if scaled[0] * scaled[1] > MOST_PIXELS:
+            raise ValueError(f"{width} x {height} pixels are too long and thin")
+        image = image.resize(scaled, resampling)
         left, top = round((image.width - self.size) / 2), round((image.height - self.size) / 2)
         return image.crop((left, top, left + self.size, top + self.size))
 

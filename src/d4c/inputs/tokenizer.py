@@ -61,7 +61,7 @@ class Tokenizer:
         if cleaning not in CLEANINGS:
             raise ModelFileError(f"unknown cleaning of texts '{cleaning}'; known: {', '.join(CLEANINGS)}")
         self.context_length, self.pad_id, self.start_id, self.end_id = context_length, pad_id, start_id, end_id
-        self._start, self._end, self._cleaning = start, end, cleaning
+        self._start, self._end, self.cleaning = start, end, cleaning
         self._file = encoder.to_str(pretty=False)
         self._encoder = tokenizers.Tokenizer.from_str(self._file)
         if cleaning == "open_clip":  # replaces the file's normalizer, which serves consumers that do not clean
@@ -76,7 +76,7 @@ class Tokenizer:
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         ids = np.full((len(texts), self.context_length), self.pad_id, np.int64)
-        cleaned = [CLEANINGS[self._cleaning](text) for text in texts]
+        cleaned = [CLEANINGS[self.cleaning](text) for text in texts]
         before = [] if self.start_id is None else [self.start_id]
         room = self.context_length - len(before) - 1
         for row, encoding in zip(ids, self._encoder.encode_batch(cleaned, add_special_tokens=False), strict=True):
@@ -104,8 +104,8 @@ class Tokenizer:
         config = {key: value for key, value in config.items() if value is not None}
         if not clip:
             config |= {"padding_side": "right", "d4c_start": self._start, "d4c_end": self._end}
-        if self._cleaning != "open_clip":
-            config["d4c_cleaning"] = self._cleaning
+        if self.cleaning != "open_clip":
+            config["d4c_cleaning"] = self.cleaning
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod

@@ -2,6 +2,6 @@
 
 from d4c.package.card import model_card
 from d4c.package.freeze import freeze
-from d4c.package.thaw import thaw
+from d4c.package.thaw import thaw, thaw_integers
 
-__all__ = ["freeze", "model_card", "thaw"]
+__all__ = ["freeze", "model_card", "thaw", "thaw_integers"]

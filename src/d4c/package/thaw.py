@@ -16,6 +16,8 @@ from d4c.errors import ArtifactError
 from d4c.models import QuantizedClip, sites_of, wrap
 from d4c.models.clip import Clip, build_towers
 from d4c.quantizers.grids import AffineGrid, Granularity, IntegerGrid, PerChannel, PerTensor, PerToken, TensorFormat
+from d4c.quantizers.integer_layers import integer_layer
+from d4c.quantizers.layers import QuantConv2d, QuantLinear
 from d4c.quantizers.ranges import Ranges
 from d4c.quantizers.scheme import Scheme
 
@@ -51,6 +53,29 @@ def thaw(artifact: Artifact) -> QuantizedClip:
         return wrap(clip, scheme, ranges)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{artifact.folder}: tensors and config.json do not fit each other: {error}") from error
+
+
+def thaw_integers(artifact: Artifact) -> QuantizedClip:
+    """Rebuild the model with every layer computed in whole numbers, bias codes included: a reference for runtimes.
+
+    Slower than `thaw`, whose float32 sums differ from it by a code now and then.
+
+    Raises:
+        ArtifactError: as for `thaw`, or the recipe is not deployable.
+    """
+    if not artifact.quantization["deployable"]:
+        raise ArtifactError(f"{artifact.folder}: recipe {artifact.quantization['recipe']} has no integer form")
+    quantized = thaw(artifact)
+    quantizers = quantized.tensor_quantizers()
+    for layer, site in sites_of(quantized).inputs.items():
+        module = quantized.get_submodule(layer)
+        if isinstance(module, QuantLinear | QuantConv2d):
+            codes = artifact.arrays.get(f"{layer}.bias")
+            bias = None if codes is None else _tensor(codes)
+            parent, _, leaf = layer.rpartition(".")
+            replaced = integer_layer(module, quantizers[site], bias, quantizers.get(f"{layer}_out"))
+            setattr(quantized.get_submodule(parent), leaf, replaced)
+    return quantized
 
 
 def _formats(described: Mapping[str, Mapping[str, Any]]) -> dict[str, TensorFormat]:

@@ -3,40 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from d4c import evaluate, synthesize
-from d4c.artifact import Work, read_manifest, user_cache
+from d4c.artifact import Work, user_cache
 from d4c.artifact.work import Report
 from d4c.errors import UsageError
-from d4c.inputs import Encoder
+from d4c.inputs import Encoder, Preprocess, Tokenizer
 from d4c.models import Clip, TorchEncoder, load
+from d4c.pipeline.origin import float_model, prompts_of
 from d4c.pipeline.places import resolve_device
-from d4c.pipeline.quantization import environment, held_out_tokens, load_quantized, open_encoder
+from d4c.pipeline.quantization import environment, held_out_tokens, open_encoder
 from d4c.pipeline.stages import hash_of
-from d4c.prompts import parse_prompts
+from d4c.runtime import GraphEncoder
 
 
-def evaluate_without_data(artifact: str, *, against: str | None, device: str, report: Report) -> dict[str, Any]:
-    """Compare an artifact with its float model on images and texts that nothing was calibrated on.
+@dataclass(frozen=True)
+class UnitEncoder:
+    """An encoder whose embeddings are given length 1, to stand beside a graph that does so itself."""
+
+    encoder: Encoder
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The encoder's."""
+        return self.encoder.preprocess
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The encoder's."""
+        return self.encoder.tokenizer
+
+    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[image, 3, size, size] in normalised space -> [image, embedding]."""
+        return evaluate.unit(self.encoder.encode_image(pixels)).astype(np.float32)
+
+    def encode_text(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[text, context_length] -> [text, embedding]."""
+        return evaluate.unit(self.encoder.encode_text(ids)).astype(np.float32)
+
+
+def evaluate_without_data(folder: str, *, against: str | None, device: str, report: Report) -> dict[str, Any]:
+    """Compare an artifact or its export with the float model on images and texts that nothing was calibrated on.
+
+    Embeddings of an export that have length 1 are compared with the float model's, given length 1 too.
 
     Args:
-        against: the float model; by default what the artifact was made from.
+        folder: of an artifact, or exported; against: the float model, by default what the folder was made from.
 
     Raises:
-        UsageError: `artifact` is not a folder, or the float model is another one.
+        UsageError: `folder` is none, or the float model is another one.
     """
-    if not Path(artifact).is_dir():
-        raise UsageError(f"{artifact}: not an artifact folder; to evaluate a float model, name a set with --dataset")
-    quantized = load_quantized(artifact, device=device)
-    clip = float_model(Path(artifact), against, device)
-    prompts = read_manifest(Path(artifact))["prompts"]
-    bank, held_bank = (parse_prompts(prompts[kind], artifact) for kind in ("fitted", "held_out"))
+    if not Path(folder).is_dir():
+        raise UsageError(f"{folder}: not an artifact or export; to evaluate a float model, name a set with --dataset")
+    quantized = open_encoder(folder, device=device)
+    clip = float_model(Path(folder), against, device)
+    bank, held_bank = prompts_of(Path(folder))
     sets = synthesize.held_out_sets(clip, held_bank.prompts, user_cache(), Work(None, report))
+    reference: Encoder = TorchEncoder(clip)
+    if isinstance(quantized, GraphEncoder) and quantized.exported.normalized:
+        reference = UnitEncoder(reference)
     return evaluate.evaluate_without_data(
-        TorchEncoder(clip),
-        TorchEncoder(quantized),
+        reference,
+        quantized,
         {name: s.pixels.numpy() for name, s in sets.items()},
         clip.tokenizer((*bank.prompts, *held_bank.prompts)),
         held_out_tokens(clip, held_bank).numpy(),
@@ -55,23 +89,24 @@ def evaluate_on_data(
     split: str = "test",
     recall_k: Sequence[int] = (5,),
 ) -> dict[str, Any]:
-    """Measure zero-shot accuracy, or recall on a set of captions; an artifact is measured beside its float model.
+    """Measure zero-shot accuracy, or recall on a set of captions; folders are measured beside their float model.
 
     Args:
         split: as CLIP_benchmark has it; recall_k: for captions, how many candidates may be looked at.
 
     Returns:
-        `results`: CLIP_benchmark's records, and for an artifact `paired`: the differences with their standard errors.
+        `results`: CLIP_benchmark's records, and for an artifact or export `paired`: the differences with their standard
+        errors.
 
     Raises:
-        UsageError: no root, or the float model is another one than the artifact's.
+        UsageError: no root, or the float model is another one than the folder's.
     """
     if root is None:
         raise UsageError(f"--dataset {dataset} needs --root, the folder where the data is")
-    artifact = Path(model) if Path(model).is_dir() else None
-    clip = float_model(artifact, against, device) if artifact else load(model, pretrained).to(resolve_device(device))
+    folder = Path(model) if Path(model).is_dir() else None
+    clip = float_model(folder, against, device) if folder else load(model, pretrained).to(resolve_device(device))
     encoders: dict[str, Encoder] = {"float": TorchEncoder(clip)}
-    if artifact:
+    if folder:
         encoders["quantized"] = open_encoder(model, device=device)
     task = evaluate.load_task(dataset, root, clip.preprocess, split, report=report)
     metrics, changed = _measure(task, encoders, {"float": embedding_cache(clip)}, recall_k, report)
@@ -101,16 +136,3 @@ def _measure(
     found = evaluate.retrieve(encoders, task, report, caches=caches)
     changed = evaluate.paired_retrieval(found["float"], found["quantized"], recall_k) if both else {}
     return {kind: retrieval.metrics(recall_k) for kind, retrieval in found.items()}, changed
-
-
-def float_model(artifact: Path, against: str | None, device: str) -> Clip:
-    """The model that an artifact was made from.
-
-    Raises:
-        UsageError: `against` names another one.
-    """
-    manifest = read_manifest(artifact)
-    clip = load(against or manifest["source"]).to(resolve_device(device))
-    if clip.fingerprint != manifest["fingerprint"]:
-        raise UsageError(f"{clip.source} is not the model that {artifact} was made from; name it with --against")
-    return clip

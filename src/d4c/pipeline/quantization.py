@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import d4c
-from d4c import calibrate, evaluate, package, reconstruct, synthesize
+from d4c import calibrate, evaluate, package, reconstruct, runtime, synthesize
 from d4c.artifact import FORMAT_VERSION, Artifact, Work, read_artifact, read_manifest, user_cache, write_artifact
+from d4c.artifact.exported import EXPORTED
 from d4c.artifact.work import Report
 from d4c.errors import ArtifactError, UsageError
 from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder
@@ -122,7 +123,13 @@ def load_quantized(folder: str | Path, device: str = "cpu") -> QuantizedClip:
 
 
 def open_encoder(path: str, pretrained: str | None = None, device: str = "auto") -> Encoder:
-    """Anything that encodes: an artifact folder, or a model by name."""
+    """Anything that encodes: an exported folder, an artifact folder, or a model by name.
+
+    Args:
+        device: for all but exported graphs, which run on the processor, with as many threads as torch has.
+    """
+    if (Path(path) / EXPORTED).is_file():
+        return runtime.open_encoder(path, threads=torch.get_num_threads())
     if Path(path).is_dir():
         return TorchEncoder(load_quantized(path, device=device))
     return TorchEncoder(load(path, pretrained).to(resolve_device(device)))

@@ -22,7 +22,7 @@ from d4c.export.source import source_of
 from d4c.export.towers import text_length_is_fixed
 from d4c.inputs import Preprocess, Tokenizer
 from d4c.models import Clip, TorchEncoder, load
-from d4c.pipeline import float_model
+from d4c.pipeline.origin import float_model
 from d4c.pipeline.exporting import float_source
 
 Subjects = tuple[list[Tower], Judges, dict[str, Any]]

@@ -85,9 +85,18 @@ class GraphReader:
         if node.op_type == "Conv":
             output, output_site = self._quantized_output(node)
         return GraphLayer(
-            node.name, node.op_type, self.array(weight), weight, dequantize.output[0], codes, largest, output, output_site,
-            tuple(attributes.get("strides", ())), (attributes.get("pads") or [0])[0],
-        )  # fmt: skip
+            node.name,
+            node.op_type,
+            self.array(weight),
+            weight,
+            dequantize.output[0],
+            codes,
+            largest,
+            output,
+            output_site,
+            tuple(attributes.get("strides", ())),
+            (attributes.get("pads") or [0])[0],
+        )
 
     def _quantized_output(self, node: onnx.NodeProto) -> tuple[str, str]:
         """The codes behind a convolution, and the site that made them."""

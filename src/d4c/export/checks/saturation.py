@@ -34,8 +34,10 @@ def worst_pair(codes: NDArray[np.int8], largest_code: int) -> tuple[int, int]:
 
 def saturation_rows(tower: str, layers: list[GraphLayer]) -> list[Row]:
     """Which layers could saturate, by name."""
+    if not layers:
+        return []
     sums = {layer.name: worst_pair(layer.codes, layer.largest_code) for layer in layers}
     unsafe = [name for name, (low, high) in sums.items() if high > MAX_INT16 or low < MIN_INT16]
-    low, high = min((s[0] for s in sums.values()), default=0), max((s[1] for s in sums.values()), default=0)
+    low, high = min(s[0] for s in sums.values()), max(s[1] for s in sums.values())
     rows = [Row(f"{tower}: pairs", f"sums from {low} to {high} fit 16 bits" if not unsafe else "saturate", not unsafe)]
     return rows + [Row(f"{tower}: saturates", f"{name}: {sums[name]}", False) for name in unsafe]

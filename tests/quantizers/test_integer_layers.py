@@ -1,0 +1,65 @@
+"""Whole numbers against NumPy's int64, and against the float32 simulation of the same layer."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
+from d4c.quantizers.integer_layers import IntegerConv2d, IntegerLinear, integer_layer
+from d4c.quantizers.layers import QuantConv2d, QuantLinear, UniformQuantizer
+
+
+def quantizer(low: float, high: float) -> UniformQuantizer:
+    return UniformQuantizer(place_grid(torch.tensor(low), torch.tensor(high), IntegerGrid(8, symmetric=False)))
+
+
+def affine_of(weight: Tensor) -> AffineGrid:
+    span = weight.reshape(len(weight), -1).abs().amax(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
+    return place_grid(-span, span, IntegerGrid(8, symmetric=True))
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_a_linear_is_int64_arithmetic(generator: torch.Generator) -> None:
+    linear = nn.Linear(300, 7).requires_grad_(False)
+    layer, source = QuantLinear(linear, affine_of(linear.weight), nn.Identity()), quantizer(-1.5, 3)
+    bias = torch.randint(-(2**29), 2**29, (7,), generator=generator)
+    x = source(torch.randn(5, 300, generator=generator))
+    found = IntegerLinear(layer, source, bias)(x)
+    codes = np.rint(x.numpy() / source.scale.numpy()).astype(np.int64)
+    total = codes @ layer.weight.codes().numpy().astype(np.int64).T + bias.numpy()
+    unit = (source.scale * layer.weight.scale.reshape(-1)).numpy()
+    np.testing.assert_array_equal(found.numpy(), total.astype(np.float32) * unit)
+
+
+def test_a_convolution_gives_the_codes_of_what_follows(generator: torch.Generator) -> None:
+    conv = nn.Conv2d(3, 4, 3, stride=2, padding=1).requires_grad_(False)
+    layer, source, target = QuantConv2d(conv, affine_of(conv.weight), nn.Identity()), quantizer(-1, 1), quantizer(-1, 2)
+    bias = torch.tensor([5, -7, 0, 900])
+    x = source(torch.randn(2, 3, 8, 8, generator=generator))
+    found = IntegerConv2d(layer, source, bias, target)(x)
+    codes = np.pad(np.rint(x.numpy() / source.scale.numpy()).astype(np.int64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    weight = layer.weight.codes().numpy().astype(np.int64)
+    factor = (source.scale * layer.weight.scale.reshape(-1) / target.scale).numpy()
+    for row, column in ((0, 0), (3, 3), (1, 2)):
+        window = codes[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]  # [batch, channel, height, width]
+        total = np.einsum("bchw,ochw->bo", window, weight) + bias.numpy()
+        expected = np.rint(total.astype(np.float32) * factor) * target.scale.numpy()
+        np.testing.assert_array_equal(found[:, :, row, column].numpy(), expected)
+    assert torch.equal(target(found), target(target(found)))
+    # the float32 simulation of the same layer: a code off now and then
+    layer.bias = bias * source.scale * layer.weight.scale.reshape(-1)
+    off = (target(layer(x)) - target(found)).abs() / target.scale
+    assert off.max() <= 1.001
+    assert (off > 0.5).float().mean() <= 1e-2
+
+
+def test_without_a_quantizer_behind_it_a_convolution_is_float(generator: torch.Generator) -> None:
+    conv = nn.Conv2d(2, 3, 2, stride=2, bias=False).requires_grad_(False)
+    layer, source = QuantConv2d(conv, affine_of(conv.weight), nn.Identity()), quantizer(-1, 1)
+    x = source(torch.randn(1, 2, 4, 4, generator=generator))
+    torch.testing.assert_close(integer_layer(layer, source, None, None)(x), layer(x), rtol=1e-5, atol=1e-6)
