@@ -10,6 +10,8 @@ from onnx import TensorProto
 
 from d4c.artifact.architecture import ClipConfig
 from d4c.errors import ExportError, RecipeError
+from d4c.export.checks.exactness import with_inner_values
+from d4c.export.checks.graph_layers import GraphReader
 from d4c.export.source import Source
 from d4c.export.towers import combined_graph, image_graph, text_graph, text_length_is_fixed
 from d4c.models import Clip
@@ -144,3 +146,22 @@ def test_graphs_are_the_same_every_time(resnet_case: Case) -> None:
     first, second = (image_graph(resnet_case.source, storage="int4").SerializeToString() for _ in range(2))
     assert first == second
     onnx.checker.check_model(onnx.load_from_string(first), full_check=True)
+
+
+def test_average_pools_add_codes_and_round_once(resnet_case: Case) -> None:
+    source = resnet_case.source
+    model = with_inner_values(image_graph(source, storage="int8"))
+    values = run_graph(model, resnet_case.pixels.numpy())
+    pools = [layer for layer in GraphReader(model).layers() if layer.is_mean]
+    # the stem's, and one before conv3 and one in the shortcut of the stages that halve the picture
+    assert len(pools) == 7
+    for layer in pools:
+        x = values[layer.input_codes].astype(np.int64)
+        b, c, h, w = x.shape
+        sums = x.reshape(b, c, h // 2, 2, w // 2, 2).sum(axis=(3, 5))  # [batch, channel, height, width]
+        assert not source.arrays[f"{layer.site}.zero_point"].any()  # behind a ReLU
+        assert layer.output_site is not None
+        scale, out_scale = source.arrays[f"{layer.site}.scale"], source.arrays[f"{layer.output_site}.scale"]
+        codes = np.clip(np.rint(sums * (scale / (4 * out_scale))), 0, 255)
+        assert (values[layer.output] == codes).mean() > 0.999
+        assert np.abs(values[layer.output] - codes).max() <= 1

@@ -11,6 +11,7 @@ import typer
 
 import d4c
 from d4c.cli.analyze import analyze
+from d4c.cli.bench import bench
 from d4c.cli.classify import classify
 from d4c.cli.compare import compare
 from d4c.cli.evaluate import evaluate
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-COMMANDS = (quantize, synthesize, evaluate, export, verify, classify, inspect, models, recipes, compare, analyze)
+COMMANDS = (quantize, synthesize, evaluate, export, verify, bench, classify, inspect, models, recipes, compare, analyze)
 for command in COMMANDS:
     app.command()(command)
 # Its flags are the paper's, read by a parser of its own.

@@ -99,6 +99,17 @@ class Layers:
             kernel_shape=[size, size], strides=[stride, stride], pads=[padding] * 4,
         )  # fmt: skip
 
+    def mean_convolution(self, x: Value, name: str, size: int, channels: int) -> str:
+        """The mean of squares of `size` pixels of a quantized tensor: weights of code 1 whose scale is 1 / size²."""
+        graph = self.graph
+        inputs = [
+            graph.constant(f"{name}.weight", np.ones((channels, 1, size, size), np.int8)),
+            graph.constant(f"mean_of_{size**2}_{channels}", np.full(channels, 1 / size**2, np.float32)),
+            graph.constant(f"zero_points_{channels}", np.zeros(channels, np.int8)),
+        ]
+        weight = graph.op("DequantizeLinear", inputs, f"{name}.weight_real", axis=0)
+        return graph.op("Conv", [x.name, weight], name, group=channels, kernel_shape=[size, size], strides=[size, size])
+
     def embedding(self, ids: str, layer: str) -> str:
         """Rows of a table; ids: [batch, token] -> [batch, token, channel]. Only the rows in use become float."""
         graph = self.graph

@@ -21,7 +21,7 @@ def write_resnet(layers: Layers, config: ResNetConfig, pixels: str) -> str:
 def _stem(layers: Layers, x: Value) -> Value:
     for i, stride in ((1, 2), (2, 1), (3, 1)):
         x = _relu_convolution(layers, x, f"image.stem.conv{i}", stride=stride, padding=1)
-    return _average_pool(layers, x, "image.stem.pool_out", 2)
+    return _average_pool(layers, x, "image.stem.pool_out", 2, len(layers.parameter("image.stem.conv3.weight")))
 
 
 def _bottleneck(layers: Layers, x: Value, name: str, *, stride: int) -> Value:
@@ -30,11 +30,12 @@ def _bottleneck(layers: Layers, x: Value, name: str, *, stride: int) -> Value:
     y = _relu_convolution(layers, x, f"{name}.conv1", padding=0)
     y = _relu_convolution(layers, y, f"{name}.conv2", padding=1)
     if stride > 1:
-        y = _average_pool(layers, y, f"{name}.pool_out", stride)
+        y = _average_pool(layers, y, f"{name}.pool_out", stride, len(layers.parameter(f"{name}.conv2.weight")))
     y = layers.quantize(layers.convolution(y, f"{name}.conv3", stride=1, padding=0), f"{name}.conv3_out")
     if layers.has(f"{name}.shortcut.conv.weight"):
         if stride > 1:
-            x = _average_pool(layers, x, f"{name}.shortcut.pool_out", stride)
+            width = layers.parameter(f"{name}.shortcut.conv.weight").shape[1]
+            x = _average_pool(layers, x, f"{name}.shortcut.pool_out", stride, width)
         x = layers.quantize(
             layers.convolution(x, f"{name}.shortcut.conv", stride=1, padding=0), f"{name}.shortcut.conv_out"
         )
@@ -47,7 +48,14 @@ def _relu_convolution(layers: Layers, x: Value, name: str, *, padding: int, stri
     return layers.quantize(y, f"{name}_out", after_relu=True)
 
 
-def _average_pool(layers: Layers, x: Value, site: str, size: int) -> Value:
+def _average_pool(layers: Layers, x: Value, site: str, size: int, channels: int) -> Value:
+    """The mean of squares of `size` pixels.
+
+    Codes are added by a convolution that takes each channel for itself: onnxruntime's own integer average pool goes
+    through float value by value and takes a tenth of the time of a RN50.
+    """
+    if x.site is not None:
+        return layers.quantize(layers.mean_convolution(x, f"{site}.average", size, channels), site)
     pooled = layers.graph.op(
         "AveragePool", [x.name], f"{site}.average", kernel_shape=[size, size], strides=[size, size]
     )

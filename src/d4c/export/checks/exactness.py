@@ -67,6 +67,8 @@ def accumulate(codes: NDArray[np.uint8], zero: int, layer: GraphLayer, weight: N
     pad, size, stride = layer.padding, weight.shape[-1], layer.strides[0]
     x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     windows = sliding_window_view(x, (size, size), axis=(2, 3))[:, :, ::stride, ::stride]
+    if layer.is_mean:
+        return windows.sum(axis=(4, 5))
     sums = np.tensordot(windows, weight.astype(np.float64), axes=([1, 4, 5], [1, 2, 3]))  # [batch, height, width, out]
     return sums.transpose(0, 3, 1, 2)
 
@@ -77,7 +79,11 @@ def check_layer(layer: GraphLayer, values: Feeds, source: Source) -> Exactness:
     y = (Σ (a - z_a) w + b) s_a s_w; of a Conv, requantized: clamp(round(float32(..) x s_a s_w / s_y) + z_y, 0, 255).
     """
     arrays = source.arrays
-    weight = arrays[f"{layer.name}.weight"].astype(np.int8)
+    if layer.is_mean:
+        weight, weight_scale = layer.codes, np.full(len(layer.codes), 1 / layer.codes[0].size, np.float32)
+    else:
+        weight = arrays[f"{layer.name}.weight"].astype(np.int8)
+        weight_scale = arrays[f"{layer.name}.weight_scale"].astype(np.float32)
     if layer.kind == "Gemm" and weight.ndim == 4:  # a patch embedding, written as a product
         weight = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
     zero, scale = int(arrays[f"{layer.site}.zero_point"][0]), arrays[f"{layer.site}.scale"].astype(np.float32)
@@ -85,7 +91,7 @@ def check_layer(layer: GraphLayer, values: Feeds, source: Source) -> Exactness:
     shape = (-1,) if layer.kind == "Gemm" else (-1, 1, 1)
     if f"{layer.name}.bias" in arrays:
         total = total + arrays[f"{layer.name}.bias"].astype(np.float64).reshape(shape)
-    unit = (scale * arrays[f"{layer.name}.weight_scale"].astype(np.float32)).reshape(shape)
+    unit = (scale * weight_scale).reshape(shape)
     found = values[layer.output]
     if layer.kind == "Gemm":
         reference = total * unit.astype(np.float64)

@@ -23,6 +23,7 @@ class GraphLayer:
         site: the tensor it reads; input_codes: name of its u8 value; largest_code: 255, or 63 of six bits.
         output: name of what it gives: float, of a Gemm; codes, of a Conv, before they are clipped to six bits.
         output_site: the site that quantizes a Conv's output.
+        is_mean: whether it is a convolution of each channel with ones, as average pools are written.
     """
 
     name: str
@@ -36,6 +37,7 @@ class GraphLayer:
     output_site: str | None
     strides: tuple[int, ...]
     padding: int
+    is_mean: bool
 
 
 class GraphReader:
@@ -96,6 +98,7 @@ class GraphReader:
             output_site,
             tuple(attributes.get("strides", ())),
             (attributes.get("pads") or [0])[0],
+            attributes.get("group", 1) > 1,
         )
 
     def _quantized_output(self, node: onnx.NodeProto) -> tuple[str, str]:
