@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,8 @@ from d4c.export.source import source_of
 from d4c.export.towers import text_length_is_fixed
 from d4c.inputs import Preprocess, Tokenizer
 from d4c.models import Clip, TorchEncoder, load
-from d4c.pipeline.origin import float_model
 from d4c.pipeline.exporting import float_source
+from d4c.pipeline.origin import float_model
 
 Subjects = tuple[list[Tower], Judges, dict[str, Any]]
 
@@ -75,7 +75,7 @@ def exported_folders(request: Request) -> Subjects:
     for folder in request.folders:
         exported = read_exported(folder)
         check_files(folder, exported)
-        require(exported.runtime)
+        require(_runtime_of(folder, exported))
         found.append((folder, exported))
     first_folder, first = found[0]
     for folder, exported in found:
@@ -91,6 +91,13 @@ def exported_folders(request: Request) -> Subjects:
     return towers, judges, about
 
 
+def _runtime_of(folder: Path, exported: Exported) -> Literal["onnxruntime", "openvino"]:
+    """Raise `UsageError` where a folder holds weights for open_clip."""
+    if exported.runtime == "open_clip":
+        raise UsageError(f"{folder}: weights for open_clip, no graphs; export with another --layout")
+    return exported.runtime
+
+
 def _graphs(folder: Path, exported: Exported, kind: str) -> list[Graph]:
     """Every form of one tower in a folder, named after the folder, and after the form where there are several."""
     tower: ExportedTower = exported.image if kind == "image" else exported.text
@@ -102,7 +109,7 @@ def _graphs(folder: Path, exported: Exported, kind: str) -> list[Graph]:
         length = Tokenizer.from_folder(folder).context_length if kind == "text" and exported.fixed_length else None
         dtype = exported.id_type if kind == "text" else "float32"
         graphs.append(
-            Graph(name, exported.runtime, tuple(map(str, files)), tower.input, tower.output, dtype, length)
+            Graph(name, _runtime_of(folder, exported), tuple(map(str, files)), tower.input, tower.output, dtype, length)
         )  # fmt: skip
     return graphs
 
