@@ -78,7 +78,7 @@ def _speed_and_error(axes: Axes, kind: str, variants: Mapping[str, Any], looks: 
         axes.set_yticks([t for t in TICKS if low <= t <= high], [f"{t:g}" for t in TICKS if low <= t <= high])
         axes.set_yticks([], minor=True)
         axes.set_ylim(low, high)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.1 * max(variants[name]["runs"][chosen]["ratio"] for name in shown) if shown else 1)
 
 
 def _setting(run: Mapping[str, Any]) -> str:
