@@ -21,7 +21,7 @@ from d4c.experiments.bench.variants import TOWERS, Kitchen, choose
 from d4c.export.source import source_of
 from d4c.export.towers import text_length_is_fixed
 from d4c.inputs import Preprocess, Tokenizer
-from d4c.models import Clip, TorchEncoder, load
+from d4c.models import Clip, TorchEncoder
 from d4c.pipeline.exporting import float_source
 from d4c.pipeline.origin import float_model
 
@@ -85,7 +85,7 @@ def exported_folders(request: Request) -> Subjects:
     judges = judges_without_model(Preprocess.from_folder(first_folder), Tokenizer.from_folder(first_folder), fixed)
     graphs = {kind: [g for folder, e in found for g in _graphs(folder, e, kind)] for kind in TOWERS}
     normalized = any(exported.normalized for _, exported in found)
-    reference = _reference_of(request, first, graphs, found, judges)
+    reference = _reference_of(request, found, judges)
     towers = [Tower(kind, graphs[kind], {}, reference[kind], normalized) for kind in TOWERS]
     about = {"model": first.source, "recipe": ", ".join(dict.fromkeys(e.recipe for _, e in found))}
     return towers, judges, about
@@ -115,19 +115,15 @@ def _graphs(folder: Path, exported: Exported, kind: str) -> list[Graph]:
 
 
 def _reference_of(
-    request: Request, first: Exported, graphs: Mapping[str, Sequence[Graph]], found: Any, judges: Judges
-) -> dict[str, Embeddings | None]:
+    request: Request, found: Sequence[tuple[Path, Exported]], judges: Judges
+) -> Mapping[str, Embeddings | None]:
     """Embeddings of the float model that is named, else of an exported float model among the folders, else none."""
     if request.against is not None:
-        clip = load(request.against)
-        if clip.fingerprint != first.fingerprint:
-            raise UsageError(f"{clip.source} is not the model that {request.folders[0]} was made from")
-        return dict(_torch_reference(clip, judges))
-    floating = [str(folder) for folder, exported in found if exported.recipe == FLOAT_RECIPE]
+        return _torch_reference(float_model(request.folders[0], request.against, "cpu"), judges)
+    floating = [(folder, exported) for folder, exported in found if exported.recipe == FLOAT_RECIPE]
     if not floating:
         return dict.fromkeys(TOWERS)
-    chosen = {kind: next(g for g in graphs[kind] if g.name.startswith(floating[0])) for kind in TOWERS}
-    return {kind: _embed(graph, judges, kind) for kind, graph in chosen.items()}
+    return {kind: _embed(_graphs(*floating[0], kind)[0], judges, kind) for kind in TOWERS}
 
 
 def _embed(graph: Graph, judges: Judges, kind: str) -> Embeddings:
