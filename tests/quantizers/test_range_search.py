@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -85,6 +85,7 @@ def test_a_symmetric_grid_takes_the_best_of_a_hundred_shrinks(kind: str, num_bit
 
 
 @settings(deadline=None, max_examples=50)
+@example(seed=383, num=2, kind="normal", shift=0.0, num_bits=7, symmetric=False)  # all error is that of the scale
 @given(
     seed=st.integers(0, 2**31),
     num=st.sampled_from([1, 2, 7, 300, 2049, 6000]),
@@ -97,8 +98,9 @@ def test_lp_range_never_loses_to_minmax(
     seed: int, num: int, kind: str, shift: float, num_bits: int, symmetric: bool
 ) -> None:
     x, grid = draw(kind, num, seed) + shift, IntegerGrid(num_bits, symmetric)
-    minmax = score(x, minmax_range(x, grid)).item()
-    assert score(x, lp_range(x, grid)).item() <= minmax * (1 + 1e-5) + 1e-12 * x.abs().max().item() ** P
+    minmax = score(x, minmax_range(x, grid)).item() ** (1 / P)  # the mean L_p error, in units of x
+    rounding = 4e-7 * x.abs().max().item()  # the same range has one scale as a candidate and another as min-max
+    assert score(x, lp_range(x, grid)).item() ** (1 / P) <= minmax * (1 + 1e-6) + rounding
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
