@@ -12,8 +12,11 @@ from d4c.artifact.exported import Exported, ExportedTower, Storage
 from d4c.errors import ExportError
 from d4c.export.checks import Row
 from d4c.export.checks.saturation import worst_pair
+from d4c.export.openvino import save_openvino
 from d4c.export.towers import image_graph, text_graph
 from d4c.export.verify import check_tower
+from d4c.models import Clip
+from d4c.pipeline.exporting import float_source
 from export.conftest import Case
 
 Fault = Callable[[onnx.ModelProto], None]
@@ -120,6 +123,20 @@ def test_without_the_artifact_structure_is_checked(vit_case: Case, tmp_path: Pat
     assert not any("int64" in row.found for row in rows)
 
 
+def test_a_float_graph_passes_as_what_it_is_and_fails_as_an_integer_one(tiny_clip: Clip, tmp_path: Path) -> None:
+    model, x = image_graph(float_source(tiny_clip), storage="float"), np.zeros((1, 3, 32, 32), np.float32)
+    onnx.save(model, tmp_path / "image.onnx")
+    save_openvino(model, tmp_path / "image.xml")
+    for runtime, file in (("onnxruntime", "image.onnx"), ("openvino", "image.xml")):
+        tower = ExportedTower({"float": file}, "pixel_values", "image_embeds")
+        for recipe, fails in (("float", False), ("w8a8", True)):
+            rows = check_tower(
+                tmp_path, exported(runtime=runtime, recipe=recipe, image=tower), "image", "float", x, None
+            )
+            assert bool(failures(rows)) == fails
+            assert len(rows) >= 1
+
+
 @pytest.mark.parametrize("content", [b"", b"no graph", b"\x08\x0a" * 20])
 def test_a_file_that_is_no_graph_is_one_line(content: bytes, vit_case: Case, tmp_path: Path) -> None:
     (tmp_path / "image.onnx").write_bytes(content)
@@ -146,8 +163,6 @@ def test_an_odd_number_of_channels_is_paired_in_both_ways() -> None:
 
 
 def test_integer_layers_of_openvino_are_counted(case: Case, tmp_path: Path) -> None:
-    from d4c.export.openvino import save_openvino
-
     save_openvino(image_graph(case.source, storage="int4"), tmp_path / "image.xml")
     about = exported(runtime="openvino", image=ExportedTower({"int4": "image.xml"}, "pixel_values", "image_embeds"))
     rows = check_tower(tmp_path, about, "image", "int4", case.pixels.numpy(), case.source)

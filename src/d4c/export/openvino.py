@@ -37,7 +37,9 @@ def runtime_precisions(path: Path, threads: int = 1) -> list[tuple[str, str, str
     """
     openvino = _openvino()
     try:
-        compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_NUM_THREADS": threads})
+        compiled = openvino.Core().compile_model(
+            str(path), "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        )
     except RuntimeError as error:
         raise ExportError(f"{path}: OpenVINO cannot load it: {' '.join(str(error).split())[:300]}") from error
     found = []
@@ -61,7 +63,7 @@ def openvino_rows(tower: str, num_layers: int | None, precisions: list[tuple[str
     counts = Counter(f"{kind} {precision}" for _, kind, precision in precisions)
     said = ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "no layer"
     known = "" if num_layers is None else f"; {num_layers} integer layers in the artifact"
-    passed = not wrong and num_layers in (None, len(precisions))
+    passed = not wrong and bool(precisions) and num_layers in (None, len(precisions))
     rows = [Row(f"{tower}: OpenVINO", said + known, passed)]
     return rows + [Row(f"{tower}: left in float", line, False) for line in wrong[:8]]
 

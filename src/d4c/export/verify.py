@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from d4c.artifact.exported import Exported, Storage
+from d4c.artifact.exported import FLOAT_RECIPE, Exported, Storage
 from d4c.errors import ExportError, MissingExtraError
 from d4c.export.checks.constants import constants_rows
 from d4c.export.checks.exactness import check_layer, exactness_rows, with_inner_values
@@ -39,14 +40,18 @@ def check_tower(
     files = exported.image.files if tower == "image" else exported.text.files
     name = f"{tower}, {storage}" if len(files) > 1 else tower
     path = folder / files[storage]
+    quantized = exported.recipe != FLOAT_RECIPE
     if exported.runtime == "openvino":
+        if not quantized:
+            said = Counter(f"{kind} {precision}" for _, kind, precision in runtime_precisions(path))
+            return [Row(f"{name}: OpenVINO", ", ".join(f"{n} {what}" for what, n in sorted(said.items())), None)]
         if source is None:
             return openvino_rows(name, None, runtime_precisions(path))
         layers = GraphReader(_reference(exported, tower, storage, source)).layers()
         return openvino_rows(name, len(layers), runtime_precisions(path)) + saturation_rows(name, layers)
     model = _load(path)
     running, layers = optimized(path), GraphReader(model).layers()
-    rows = kernel_rows(name, kernels(model, running), running) + saturation_rows(name, layers)
+    rows = kernel_rows(name, kernels(model, running), running, quantized=quantized) + saturation_rows(name, layers)
     if source is not None:
         rows += constants_rows(name, model, _reference(exported, tower, storage, source), source)
         inner = _run(with_inner_values(model), values)

@@ -16,7 +16,8 @@ from d4c.export.checks.row import Row
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "NhwcQLinearConv"}
 )
-PRODUCTS = frozenset({"Gemm", "MatMul", "Conv", "FusedGemm", "FusedMatMul", "FusedConv", "MatMulNBits"})
+FLOAT_LAYERS = frozenset({"Gemm", "Conv", "FusedGemm", "FusedConv", "MatMulNBits"})  # no attention product is one
+PRODUCTS = FLOAT_LAYERS | {"MatMul", "FusedMatMul"}
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,19 @@ def kernels(model: onnx.ModelProto, running: onnx.ModelProto) -> list[Kernel]:
     return found
 
 
-def kernel_rows(tower: str, found: list[Kernel], running: onnx.ModelProto) -> list[Row]:
-    """Whether every integer layer is an integer kernel; products that are float by design are counted beside."""
-    float_layers = [f"{k.layer} is {k.op or 'gone'}" for k in found if not k.is_integer]
+def kernel_rows(tower: str, found: list[Kernel], running: onnx.ModelProto, *, quantized: bool) -> list[Row]:
+    """Whether every layer of a quantized graph is an integer kernel; attention's products are counted beside.
+
+    Args:
+        quantized: whether the folder says so; of a float graph nothing is demanded.
+    """
+    wrong = [f"{k.layer} is {k.op or 'gone'}" for k in found if not k.is_integer]
+    if quantized:
+        wrong += [f"{node.output[0]} is {node.op_type}" for node in running.graph.node if node.op_type in FLOAT_LAYERS]
     counts = Counter(kernel.op for kernel in found if kernel.is_integer)
     floats = Counter(node.op_type for node in running.graph.node if node.op_type in PRODUCTS)
     said = ", ".join(f"{count} {op}" for op, count in sorted(counts.items()))
     beside = ", ".join(f"{count} {op}" for op, count in sorted(floats.items())) or "none"
-    rows = [Row(f"{tower}: kernels", f"{said or 'no integer layer'}; float products: {beside}", not float_layers)]
-    return rows + [Row(f"{tower}: left in float", line, False) for line in float_layers]
+    passed = not wrong and bool(found) if quantized else None
+    rows = [Row(f"{tower}: kernels", f"{said or 'no integer layer'}; float products: {beside}", passed)]
+    return rows + [Row(f"{tower}: left in float", line, False) for line in dict.fromkeys(wrong)]
