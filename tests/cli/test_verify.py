@@ -18,19 +18,10 @@ from d4c.cli.main import main
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], made: Path) -> Run:
-    """The program: exit code, stdout, stderr; its cache is the one that the artifact was made with."""
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, made: Path) -> None:
+    """The cache is the one that the artifacts were made with."""
     monkeypatch.setenv("D4C_CACHE", str(made / "cache"))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["d4c", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -12,20 +12,13 @@ from d4c.artifact.architecture import ClipConfig
 from d4c.errors import ExportError, RecipeError
 from d4c.export.checks.exactness import with_inner_values
 from d4c.export.checks.graph_layers import GraphReader
-from d4c.export.source import Source
 from d4c.export.towers import combined_graph, image_graph, text_graph, text_length_is_fixed
 from d4c.models import Clip
-from d4c.models.folding import fold_batchnorm
+from d4c.pipeline.exporting import float_source
 from d4c.recipes import load_recipe
 from export.conftest import Case, centred, run_graph
 
 CLOSE = 2e-3  # a code or two on the edge; a lost bias or a wrong scale is ten times more
-
-
-def float_source(clip: Clip) -> Source:
-    folded = fold_batchnorm(clip)
-    arrays = {name: tensor.numpy() for name, tensor in folded.state_dict().items()}
-    return Source(folded.config, arrays, {}, {}, clip.preprocess, clip.tokenizer, clip.source, clip.fingerprint)
 
 
 @pytest.mark.parametrize("storage", ["int8", "int4"])

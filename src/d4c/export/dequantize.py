@@ -11,7 +11,7 @@ from d4c.artifact import Artifact
 from d4c.artifact.architecture import ClipConfig, ResNetConfig
 from d4c.artifact.packing import unpack_nibbles
 from d4c.errors import RecipeError
-from d4c.export.source import Source
+from d4c.export.source import Source, described
 
 
 def dequantized(artifact: Artifact) -> Source:
@@ -38,19 +38,7 @@ def dequantized(artifact: Artifact) -> Source:
             arrays[name] = _bias(artifact, layer)
         elif name not in grids:
             arrays[name] = array
-    return Source(
-        artifact.architecture,
-        arrays,
-        {},
-        {},
-        artifact.preprocess,
-        artifact.tokenizer,
-        artifact.manifest["source"],
-        artifact.manifest["fingerprint"],
-        quantization["recipe"],
-        artifact.manifest["content_sha256"],
-        str(artifact.folder),
-    )
+    return described(artifact, arrays, {}, {})
 
 
 def _weight(artifact: Artifact, layer: str) -> NDArray[np.float32]:

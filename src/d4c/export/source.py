@@ -73,16 +73,28 @@ def source_of(artifact: Artifact) -> Source:
     for layer, about in quantization["weights"].items():
         if about["packed"]:
             arrays[f"{layer}.weight"] = unpack_nibbles(arrays[f"{layer}.weight"], tuple(about["shape"]))
-    return Source(
-        artifact.architecture,
+    return described(
+        artifact,
         arrays,
         {layer: about["bits"] for layer, about in quantization["weights"].items()},
         {site: about["bits"] for site, about in quantization["tensors"].items()},
+    )
+
+
+def described(
+    artifact: Artifact, arrays: Mapping[str, NDArray[Any]], weights: Mapping[str, int], tensors: Mapping[str, int]
+) -> Source:
+    """Arrays with all else that an artifact says of itself; arguments as of `Source`."""
+    return Source(
+        artifact.architecture,
+        arrays,
+        weights,
+        tensors,
         artifact.preprocess,
         artifact.tokenizer,
         artifact.manifest["source"],
         artifact.manifest["fingerprint"],
-        quantization["recipe"],
+        artifact.quantization["recipe"],
         artifact.manifest["content_sha256"],
         str(artifact.folder),
     )
