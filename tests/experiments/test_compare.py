@@ -78,17 +78,18 @@ def without_time(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_cells_share_what_they_can_and_are_done_once(grid: Grid, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "ProcessPoolExecutor", Inline)
     calls: Counter[str] = Counter()
-    original = {"synthesize": synthesize.run, "reconstruct": reconstruct.learn.learn}
+    original = {"synthesize": synthesize.run, "reconstruct": reconstruct.learn.learn, "walk": reconstruct.run}
 
     def count(name: str) -> Any:
         def counted(*arguments: Any, **named: Any) -> Any:
-            calls[name] += 1
+            calls["text" if named.get("towers") == ["text"] else name] += 1
             return original[name](*arguments, **named)
 
         return counted
 
     monkeypatch.setattr(synthesize, "run", count("synthesize"))
     monkeypatch.setattr(reconstruct.towers, "learn", count("reconstruct"))
+    monkeypatch.setattr(reconstruct, "run", count("walk"))
     first = run(grid, place)
     assert len(first) == 2 * 4 * 2
     refused = [r for r in first if "refused" in r]
@@ -97,6 +98,7 @@ def test_cells_share_what_they_can_and_are_done_once(grid: Grid, place: Place, m
     assert calls["synthesize"] == 2 * 2  # baseline and d4c-3, each seed, for both recipes at once
     image_units, text_units = 12, 12
     assert calls["reconstruct"] == 2 * 2 * text_units + 2 * 2 * 3 * image_units  # recipes x seeds (x methods)
+    assert calls["text"] == 2 * 2  # recipes x seeds: a finished tower is not walked through again
     calls.clear()
     assert run(grid, place) == first
     assert not calls

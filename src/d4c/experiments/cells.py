@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -167,10 +168,28 @@ def text_ranges(setup: Setup, folded: Clip, held: Judges, report: Report) -> tup
 
 
 def text_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedClip, dict[str, Any]]:
-    """The model with its text tower calibrated and reconstructed, the image tower float, and figures of its units."""
+    """The model with its text tower calibrated and reconstructed, the image tower float, and figures of its units.
+
+    A finished tower is kept beside its ranges: finding all its units again would cost more than the rest of a cell.
+    """
     folded = fold(setup.clip, setup.recipe)
     ranges, work = text_ranges(setup, folded, held, report)
-    return _reconstruct(setup, "text", folded, held.images, held, ranges, work)
+    assert work.folder is not None
+    path = work.folder / "finished.safetensors"
+    if path.exists():
+        return _finished_tower(setup, folded, ranges, path)
+    quantized, about = _reconstruct(setup, "text", folded, held.images, held, ranges, work)
+    with appearing_whole(path) as temporary:
+        save_file(quantized.text.state_dict(), temporary, metadata={"reconstruction": json.dumps(about)})
+    return quantized, about
+
+
+def _finished_tower(setup: Setup, folded: Clip, ranges: Ranges, path: Path) -> tuple[QuantizedClip, dict[str, Any]]:
+    quantized = wrap(folded, setup.scheme.of_tower("text"), ranges)
+    with safe_open(path, framework="pt", device=str(folded.logit_scale.device)) as file:
+        quantized.text.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        about: dict[str, Any] = json.loads(file.metadata()["reconstruction"])
+    return quantized, about
 
 
 def image_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedClip, dict[str, Any]]:
