@@ -4,7 +4,17 @@ from torch import Tensor, nn
 
 from d4c.models import Clip
 from d4c.models.folding import fold_batchnorm
-from d4c.models.parts import Part, TowerName, captured_inputs, keep_live, live_tokens, run_in_batches, tower_parts
+from d4c.models.parts import (
+    Part,
+    TowerName,
+    captured_inputs,
+    input_to,
+    keep_live,
+    live_tokens,
+    pooled_token,
+    run_in_batches,
+    tower_parts,
+)
 from d4c.models.sites import layer_sites, tensor_sites
 
 CASES = [
@@ -153,3 +163,41 @@ def test_keeping_the_live_drops_dead_queries_only() -> None:
     pooled = torch.ones(2, 4)
     assert keep_live(pooled, live) is pooled
     assert keep_live(tokens, None) is tokens
+
+
+def test_the_input_of_a_module_is_what_the_whole_part_would_bring_it(case: Case) -> None:
+    clip, tower, inputs = case
+    x = inputs
+    for part in tower_parts(clip, tower):
+        names = [name for name in (*layer_sites(clip), *tensor_sites(clip)) if part.owns(name)]
+        with captured_inputs(clip, names) as seen:
+            out = part.run(x, inputs)
+        for name in names:
+            assert torch.equal(input_to(clip, name, part, x, inputs), seen[name][0])
+        x = out
+    assert hooks_of(clip) == 0
+
+
+def test_what_lies_behind_a_wanted_input_is_not_computed(tiny_clip: Clip, pixels: Tensor) -> None:
+    embed = tower_parts(tiny_clip, "image")[0]
+    behind: list[nn.Module] = []
+    handle = tiny_clip.image.norm_pre.register_forward_hook(lambda module, _, __: behind.append(module))
+    input_to(tiny_clip, "image.patch_embedding", embed, pixels, pixels)
+    handle.remove()
+    assert not behind
+
+
+def test_only_the_pooled_token_of_the_last_block_reaches_the_embedding(case: Case) -> None:
+    clip, tower, inputs = case
+    head = tower_parts(clip, tower)[-1]
+    pooled = pooled_token(clip, tower, inputs)
+    x = inputs
+    for part in tower_parts(clip, tower)[:-1]:
+        x = part.run(x, inputs)
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(head.run(x, inputs).square().sum(), x)
+    if pooled is None:
+        assert x.ndim == 4 or bool((gradient.abs().sum(dim=-1) > 0).all())  # feature maps, or all tokens count
+        return
+    reached = gradient.abs().sum(dim=-1) > 0  # [sample, token]
+    assert torch.equal(reached, torch.nn.functional.one_hot(pooled, x.shape[1]).bool())

@@ -13,13 +13,13 @@ from d4c.quantizers.pair_safe import is_pair_safe, pair_safe_span
 from d4c.recipes import Reconstruct
 from d4c.reconstruct.learn import (
     DroppingQuantizer,
-    Learned,
     Samples,
     error_over_dim1,
     learn,
     lsq_scale,
     unit_error,
 )
+from d4c.reconstruct.learned import Learned
 from d4c.reconstruct.units import SharedInput, Unit
 
 CONFIG = Reconstruct(iterations=600)
@@ -38,7 +38,7 @@ def linear_unit(
     layers: list[nn.Module] = [QuantLinear(linear, affine, nn.Identity())]
     return Unit(
         "unit", SharedInput(quantizer or nn.Identity(), layers), SharedInput(nn.Identity(), [linear]), "", "",
-        {"layer": "layers.0.weight"}, ("quantizer",) if quantizer else (), whole_samples=False,
+        {"layer": "layers.0.weight"}, ("quantizer",) if quantizer else (), frozenset(), whole_samples=False,
     )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def correlated(unit: Unit, num: int, seed: int) -> Samples:
 
 
 def fit(unit: Unit, samples: Samples, config: Reconstruct = CONFIG, **arguments: object) -> Learned:
-    settings = {"scale_learning_rate": 4e-5, "pair_safe": frozenset(), "report": lambda _: None} | arguments
+    settings = {"scale_learning_rate": 4e-5, "report": lambda _: None} | arguments
     return learn(unit, samples, 32, config, generator=torch.Generator().manual_seed(7), **settings)  # type: ignore[arg-type]
 
 
@@ -126,7 +126,7 @@ def test_pair_safe_layers_stay_pair_safe() -> None:
     samples = replace(samples, target=samples.target + samples.quantized.sum(dim=1, keepdim=True))  # pulls upwards
     config = Reconstruct(iterations=60)
     assert not is_pair_safe(fit(unit, samples, config).codes["layer"])
-    assert is_pair_safe(fit(unit, samples, config, pair_safe=frozenset({"layer"})).codes["layer"])
+    assert is_pair_safe(fit(replace(unit, pair_safe=frozenset({"layer"})), samples, config).codes["layer"])
 
 
 def test_a_run_that_diverges_is_reported() -> None:

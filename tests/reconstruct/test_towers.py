@@ -1,12 +1,13 @@
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from d4c import calibrate, reconstruct
+from d4c import calibrate, package, reconstruct
 from d4c.artifact import Work
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip, sites_of, wrap
@@ -15,7 +16,9 @@ from d4c.models.parts import TowerName
 from d4c.quantizers.pair_safe import is_pair_safe
 from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import Calibrate, Recipe, Reconstruct, Rule, load_recipe
-from d4c.reconstruct import UnitReport
+from d4c.reconstruct import UnitReport, towers
+from d4c.reconstruct.solve import RIDGES, STEPS
+from d4c.reconstruct.towers import OTHER_TOKENS
 
 SHORT = Reconstruct(iterations=3, batch=4)
 
@@ -221,3 +224,103 @@ def test_padding_counts_only_where_the_recipe_says_so(tiny_clip: Clip, ids: Tens
             units.append(quantized.get_submodule("text.blocks.0.mlp.fc1").weight.values)
     assert torch.equal(units[0], units[2])
     assert not torch.equal(units[1], units[3])
+
+
+CLOSED = Reconstruct(method="closed_form")
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_the_closed_form_helps_on_inputs_that_were_not_fitted(
+    bits: int, request: pytest.FixtureRequest, ids: Tensor
+) -> None:
+    rules = (Rule("*", weight_bits=bits, activation_bits=8),)
+    for model in ("tiny_clip", "tiny_resnet"):
+        case = Case(request.getfixturevalue(model), ids, Recipe("short", rules=rules), images=48)
+        quantized, reports = case.run(CLOSED)
+        kept = [r for r in reports if r.kept]
+        assert sum(r.learned_error / r.nearest_error for r in kept) / len(kept) < (0.7 if bits == 3 else 1.0)
+        reference, before, after = (c.encode_image(case.held.pixels) for c in (case.clip, case.quantized, quantized))
+        assert (after - reference).norm() < (0.9 if bits == 3 else 1.1) * (before - reference).norm()
+
+
+def test_errors_of_the_closed_form_are_those_of_the_whole_models_on_held_out_samples(case: Case) -> None:
+    quantized, reports = case.run(dataclasses.replace(CLOSED, gate=False))
+    last = {part: max(i for i, r in enumerate(reports) if r.name.startswith(part)) for part in ("image", "text")}
+    for tower, index in last.items():
+        report = reports[index]  # nothing behind it changes what it reads
+        found, expected = (outputs(c, report.name, case.held.pixels, case.held_ids) for c in (quantized, case.clip))
+        error = (found - expected).square().sum(dim=1).mean().item()
+        assert report.learned_error == pytest.approx(error, rel=1e-3), tower
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w4a4", "w8"])
+def test_the_closed_form_leaves_its_inputs_alone_and_pairs_safe(recipe: str, case: Case, ids: Tensor) -> None:
+    case = Case(case.clip, ids, recipe, fold=False)
+    before = copy.deepcopy((case.clip, case.quantized))
+    quantized, reports = case.run(CLOSED)
+    assert_same(case.clip, before[0])
+    assert_same(case.quantized, before[1])
+    for layer, weight in quantized.quantized_weights().items():
+        codes = weight.codes()  # raises where a value left its grid
+        assert not case.quantized.scheme.weights[layer].pair_safe or is_pair_safe(codes)
+    assert all(r.ridge in RIDGES and r.step in STEPS for r in reports)
+    assert {r.kept for r in reports} <= {True, False}
+    if load_recipe(recipe, []).deployable:
+        package.freeze(quantized, load_recipe(recipe, []))  # every bias fits
+
+
+def test_a_closed_form_killed_in_every_unit_in_turn_ends_the_same(case: Case, tmp_path: Path) -> None:
+    whole, reports = case.run(CLOSED)
+    for unit in range(len(reports)):
+
+        def crash(_: str, done: int, __: int, last: int = unit + 1) -> None:
+            if done == last:
+                raise Crash
+
+        with pytest.raises(Crash):
+            case.run(CLOSED, Work(tmp_path, crash))
+    resumed, again = case.run(CLOSED, Work(tmp_path))
+    assert_same(resumed, whole)
+    assert again == reports
+
+
+def test_a_unit_that_the_closed_form_would_spoil_stays_at_nearest(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = towers.solve_unit
+
+    def spoilt(*arguments: Any, **named: Any) -> Any:
+        solution = original(*arguments, **named)
+        return dataclasses.replace(solution, error=2 * solution.nearest_error)
+
+    monkeypatch.setattr(towers, "solve_unit", spoilt)
+    quantized, reports = case.run(CLOSED)
+    assert not any(r.kept for r in reports)
+    assert_same(quantized, case.quantized)
+
+
+def test_behind_the_last_keys_and_values_the_pooled_token_counts_most(
+    tiny_clip: Clip, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(tiny_clip, ids)
+    weights: dict[str, Tensor | None] = {}
+    original = towers._batch
+
+    def look(place: towers.Place, rows: slice) -> Any:
+        batch = original(place, rows)
+        weights.setdefault(place.unit.name, batch.token_weight)
+        return batch
+
+    monkeypatch.setattr(towers, "_batch", look)
+    case.run(CLOSED)
+    for name in ("image.blocks.0.mlp.fc1", "image.blocks.1.attention.q+k+v", "image.projection"):
+        assert weights[name] is None
+    live = weights["text.blocks.1.attention.q+k+v"]
+    assert live is not None
+    assert set(live.unique().tolist()) <= {0.0, 1.0}  # the ends of texts, and padding
+    for name in ("image.blocks.1.attention.out", "image.blocks.1.mlp.fc2", "text.blocks.1.mlp.fc1"):
+        weight = weights[name]
+        assert weight is not None
+        torch.testing.assert_close(weight.amax(dim=1), torch.ones(len(weight)))
+        torch.testing.assert_close(weight.sum(dim=1), torch.full((len(weight),), 1.0 + OTHER_TOKENS), atol=0.1, rtol=0)
+        if name.startswith("text"):
+            assert torch.equal(weight > 0, live > 0)
+            assert torch.equal(weight.argmax(dim=1), ids[: len(weight)].argmax(dim=1))

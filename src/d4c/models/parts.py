@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from d4c.models.clip import Clip
 from d4c.models.text import TextTransformer
+from d4c.models.vit import VisionTransformer
 
 TowerName = Literal["image", "text"]
 EMBED = ("pixels", "patch_embedding", "stem.", "token_embedding")
@@ -84,6 +85,47 @@ def captured_inputs(
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Reached(Exception):
+    """A forward pass came to the module whose input was wanted."""
+
+
+def input_to(model: nn.Module, name: str, part: Part, stream: Tensor, inputs: Tensor) -> Tensor:
+    """What goes into a module when its part runs, without gradients; what lies behind the module is not computed.
+
+    Args:
+        name: path of the module in `model`; stream, inputs: as for `Part.run`.
+    """
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0])
+        raise _Reached
+
+    handle = model.get_submodule(name).register_forward_pre_hook(stop)
+    try:
+        with torch.no_grad(), suppress(_Reached):
+            part.run(stream, inputs)
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def pooled_token(clip: Clip, tower: TowerName, ids: Tensor) -> Tensor | None:
+    """The one token of each sample that becomes the embedding, [sample]; None where many do.
+
+    Args:
+        ids: texts as the tower takes them, or pixels, [sample, ..].
+    """
+    if tower == "text":
+        pooling = clip.text.config.pooling
+        if pooling == "end_of_text":
+            return ids.argmax(dim=-1)
+        return torch.full(ids.shape[:1], ids.shape[1] - 1 if pooling == "last" else 0, device=ids.device)
+    if isinstance(clip.image, VisionTransformer) and clip.image.config.pooling == "class":
+        return torch.zeros(ids.shape[:1], dtype=torch.long, device=ids.device)
+    return None
 
 
 def padded_or_live(clip: Clip, ids: Tensor, *, padding: bool) -> tuple[Tensor, Tensor | None]:

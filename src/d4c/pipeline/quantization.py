@@ -210,7 +210,7 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     ranges = _ranges(job, stages, folded, images, ids)
     quantized = wrap(folded, job.scheme, ranges)
     units: list[reconstruct.UnitReport] = []
-    if recipe.reconstruct.method == "adaround":
+    if recipe.reconstruct.method != "none":
         quantized, units = stages.run("reconstruct", [recipe.reconstruct, job.seed], lambda work: reconstruct.run(
             folded, quantized, images, ids, held["synthetic"], held_ids, recipe.reconstruct,
             seed=job.seed, padding=recipe.calibrate.padding, work=work,

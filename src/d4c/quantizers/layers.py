@@ -78,14 +78,17 @@ class GridWeight(nn.Module):
             raise ValueError("a weight does not lie on its grid")
         return codes
 
-    def set_codes(self, codes: Tensor) -> None:
-        """Choose other codes; the grid stays.
+    def set_codes(self, codes: Tensor, affine: AffineGrid | None = None) -> None:
+        """Choose other codes; the grid stays where it is unless another place is given.
 
         Raises:
             ValueError: a code is not whole or outside the grid.
         """
         if not bool(((codes == codes.round()) & (codes >= self.grid.qmin) & (codes <= self.grid.qmax)).all()):
             raise ValueError(f"need whole codes from {self.grid.qmin} to {self.grid.qmax}")
+        if affine is not None:
+            self.scale.copy_(affine.scale)
+            self.zero_point.copy_(affine.zero_point)
         self.values.copy_(dequantize(codes, self.scale, self.zero_point))
 
 

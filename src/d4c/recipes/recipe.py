@@ -129,9 +129,11 @@ class Calibrate:
 
 @dataclass(frozen=True, slots=True)
 class Reconstruct:
-    """How rounding is learned.
+    """How rounding is chosen.
 
     Args:
+        method: "adaround" learns it by gradients; "closed_form" solves each layer, and needs none of the keys below but
+            `refits` and `gate`.
         unit: "layer" learns the layers that share an input together, "block" whole residual blocks, "auto" takes
             blocks in ResNets and layers elsewhere, as the paper does.
         iterations: steps of each unit; batch: samples of each step.
@@ -142,10 +144,11 @@ class Reconstruct:
         keep_quantized: probability that an input value is the quantized one (QDrop; 1 turns dropping off).
         error: "channels" sums a unit's squared error over channels, token by token; "dim1" takes whole samples and sums
             over their dimension 1, which in linears is tokens, as the paper's authors do (Q20).
-        gate: give up a learned rounding that is worse than round-to-nearest on held-out samples.
+        refits: how often the closed form polishes its codes and refits their scales.
+        gate: give up a rounding that is worse than round-to-nearest on held-out samples.
     """
 
-    method: Literal["none", "adaround"] = "adaround"
+    method: Literal["none", "adaround", "closed_form"] = "adaround"
     unit: Literal["layer", "block", "auto"] = "auto"
     iterations: int = 1000
     batch: int = 32
@@ -158,6 +161,7 @@ class Reconstruct:
     text_scale_learning_rate: float = 4e-6
     keep_quantized: float = 1.0
     error: Literal["channels", "dim1"] = "channels"
+    refits: int = 1
     gate: bool = True
 
     def __post_init__(self) -> None:
@@ -167,6 +171,7 @@ class Reconstruct:
             "reconstruct",
             "0 <= warm_up < 1, 0 < keep_quantized <= 1",
         )
+        _need(self.refits >= 0, "reconstruct", "refits >= 0")
         _need(self.max_rounding_learning_rate > 0, "reconstruct", "max_rounding_learning_rate > 0")
 
     @property

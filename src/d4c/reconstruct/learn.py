@@ -17,6 +17,7 @@ from d4c.quantizers.layers import UniformQuantizer
 from d4c.quantizers.pair_safe import clamp_pairs
 from d4c.recipes import Reconstruct
 from d4c.reconstruct.adaround import beta_at, hard_codes, initial_alpha, rounding_penalty, soft_weight, squared_error
+from d4c.reconstruct.learned import Learned
 from d4c.reconstruct.units import Unit, channel_dim
 
 LEAST_SCALE = torch.finfo(torch.float32).eps
@@ -48,18 +49,6 @@ class Samples:
         plain = None if self.float is None else self.float[index]
         live = None if self.live is None else self.live[index]
         return Samples(self.quantized[index], plain, self.target[index], live, self.extra)
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What a unit learned.
-
-    Args:
-        codes: by layer site; scales: by path of the quantizer in the unit.
-    """
-
-    codes: dict[str, Tensor]
-    scales: dict[str, Tensor]
 
 
 class Rounding:
@@ -97,7 +86,6 @@ def learn(
     config: Reconstruct,
     *,
     scale_learning_rate: float,
-    pair_safe: frozenset[str],
     generator: torch.Generator,
     report: Callable[[int], None],
 ) -> Learned:
@@ -105,7 +93,6 @@ def learn(
 
     Args:
         batch: samples a step, drawn with replacement.
-        pair_safe: layer sites whose codes must stay pair-safe.
         generator: on the CPU, for the choice of samples and for dropping.
         report: called with the number of iterations done.
 
@@ -144,7 +131,7 @@ def learn(
     if not bool(loss.isfinite()):
         raise CalibrationError(f"{unit.name}: reconstruction diverged; are the images sound?")
     return Learned(
-        {site: rounding.codes(site in pair_safe) for site, rounding in roundings.items()},
+        {site: rounding.codes(site in unit.pair_safe) for site, rounding in roundings.items()},
         {path: scale.detach().abs().clamp(min=LEAST_SCALE) for path, scale in scales.items()},
     )
 

@@ -11,15 +11,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d4c.artifact.work import Arrays, Work
+from d4c.artifact.work import Work
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip
 from d4c.models.attention import Block
-from d4c.models.parts import Part, TowerName, captured_inputs, keep_live, padded_or_live, run_in_batches, tower_parts
+from d4c.models.parts import (
+    Part,
+    TowerName,
+    input_to,
+    keep_live,
+    padded_or_live,
+    pooled_token,
+    run_in_batches,
+    tower_parts,
+)
+from d4c.models.quantized import sites_of
+from d4c.quantizers.layers import UniformQuantizer
 from d4c.recipes import Reconstruct
 from d4c.recipes.seeds import derive_seed
-from d4c.reconstruct.learn import Learned, Samples, learn, unit_error
+from d4c.reconstruct.learn import Samples, learn, unit_error
+from d4c.reconstruct.learned import Learned
+from d4c.reconstruct.solve import Batch, batches, solve_unit
 from d4c.reconstruct.units import Unit, units_of
+
+OTHER_TOKENS = 0.1  # weight, next to the pooled token's 1, of all others of a sample together
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,7 @@ class UnitReport:
         nearest_error, learned_error: mean squared output error on held-out samples, round-to-nearest against learned.
         codes_changed: share of its codes that differ from round-to-nearest.
         kept: whether the learned rounding stays; it goes where it is worse on held-out samples, if the recipe says so.
+        ridge, step: of a closed form, how strongly its target is held at the float weight, and how far it went.
     """
 
     name: str
@@ -39,6 +55,8 @@ class UnitReport:
     learned_error: float
     codes_changed: float
     kept: bool
+    ridge: float | None = None
+    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,21 +104,73 @@ def run(
     pixels = torch.cat([images.pixels, held_images.pixels]).to(device)
     texts, live = padded_or_live(clip, torch.cat([ids, held_ids]).to(device), padding=padding)
     given = {"image": Inputs(pixels, None, len(images)), "text": Inputs(texts, live, len(ids))}
-    total = sum(len(units_of(p, quantized, clip, config.unit)) for t in towers for p in tower_parts(quantized, t))
+    closed = config.method == "closed_form"
+    kind = "layer" if closed else config.unit
+    total = sum(len(units_of(p, quantized, clip, kind)) for t in towers for p in tower_parts(quantized, t))
     reports: list[UnitReport] = []
     for tower in towers:
         inputs = given[tower]
         streams = (inputs.data, inputs.data)
-        for part, float_part in zip(tower_parts(quantized, tower), tower_parts(clip, tower), strict=True):
-            for unit in units_of(part, quantized, clip, config.unit):
-                samples = _samples(unit, part, float_part, quantized, clip, streams, inputs, config.keep_quantized < 1)
-                progress = _Progress(work, len(reports), total, config.iterations)
-                reports.append(_reconstruct(unit, samples, inputs, quantized, config, tower, seed, progress))
+        parts = tower_parts(quantized, tower)
+        for part, float_part in zip(parts, tower_parts(clip, tower), strict=True):
+            for unit in units_of(part, quantized, clip, kind):
+                place = Place(unit, part, float_part, quantized, clip, streams, inputs, tower, part is parts[-2])
+                if closed:
+                    reports.append(_solve(place, config, seed, work))
+                    work.report("reconstruct", len(reports), total)
+                else:
+                    progress = _Progress(work, len(reports), total, config.iterations)
+                    reports.append(_learn(place, config, seed, progress))
             streams = (
                 run_in_batches(float_part, streams[0], inputs.data),
                 run_in_batches(part, streams[1], inputs.data),
             )
     return quantized, reports
+
+
+@dataclass(frozen=True)
+class Place:
+    """A unit, where it stands in both models, and what flows there.
+
+    Args:
+        part, float_part: the part of the quantized and of the float tower that the unit is in.
+        streams: what goes into these parts: float, quantized.
+        last: whether the part is the last block, of which only the pooled token counts in ViTs and texts.
+    """
+
+    unit: Unit
+    part: Part
+    float_part: Part
+    quantized: QuantizedClip
+    clip: Clip
+    streams: tuple[Tensor, Tensor]
+    inputs: Inputs
+    tower: TowerName
+    last: bool
+
+    def read(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """What some samples bring to the unit in the float and in the quantized stream."""
+        plain, noisy = self.streams
+        data, unit = self.inputs.data[rows], self.unit
+        return (
+            input_to(self.clip, unit.reference_input_of, self.float_part, plain[rows], data),
+            input_to(self.quantized, unit.input_of, self.part, noisy[rows], data),
+        )
+
+    def token_weight(self, rows: slice, tokens: int) -> Tensor | None:
+        """How much each token counts, [sample, token]; None where all count alike.
+
+        Behind the last block's keys and values only the pooled token reaches the embedding; the others are kept at a
+        small weight because the pooled ones alone are few.
+        """
+        live = None if self.inputs.live is None else self.inputs.live[rows].float()
+        only_pooled = self.last and not self.unit.name.endswith(".q+k+v")
+        pooled = pooled_token(self.clip, self.tower, self.inputs.data[rows]) if only_pooled else None
+        if pooled is None:
+            return live
+        weight = torch.ones(len(pooled), tokens, device=pooled.device) if live is None else live.clone()
+        weight *= OTHER_TOKENS / weight.sum(dim=1, keepdim=True)
+        return weight.scatter_(1, pooled[:, None], 1.0)
 
 
 @dataclass(frozen=True)
@@ -114,60 +184,87 @@ class _Progress:
         self.work.report("reconstruct", self.units_done * self.iterations + step, self.units * self.iterations)
 
 
-def _samples(
-    unit: Unit, part: Part, float_part: Part, quantized: QuantizedClip, clip: Clip,
-    streams: tuple[Tensor, Tensor], inputs: Inputs, mixed: bool,
-) -> Samples:  # fmt: skip
-    """Run the part on both streams and keep what goes into the unit and what should come out."""
-    with captured_inputs(clip, [unit.reference_input_of]) as seen:
-        run_in_batches(float_part, streams[0], inputs.data)
-    plain = torch.cat(seen[unit.reference_input_of])
-    with captured_inputs(quantized, [unit.input_of]) as seen:
-        run_in_batches(part, streams[1], inputs.data)
-    noisy = torch.cat(seen[unit.input_of])
-    extra: tuple[Tensor | None, ...] = ()
-    live = inputs.live
-    if isinstance(unit.module, Block):
-        extra = (clip.text.mask(noisy.shape[1], noisy.device) if part.name.startswith("text.") else None,)
-    with torch.no_grad():
-        target = torch.cat([unit.reference(x, *extra) for x in plain.split(32)])
-    return Samples(noisy, plain if mixed else None, target, live if noisy.ndim == 3 else None, extra)
+def _solve(place: Place, config: Reconstruct, seed: int, work: Work) -> UnitReport:
+    """Solve one unit in closed form, or recall it, and put the better of it and nearest rounding into the model."""
+    unit, num_fitted = place.unit, place.inputs.num_fitted
+    piece = work.recall(unit.name)
+    if piece is not None:
+        learned = Learned.from_arrays(piece, unit)
+        ridge, step, nearest_error, error, changed = (float(x) for x in piece["report"])
+    else:
+        samples = len(place.inputs.data)
+        source = place.quantized.get_submodule(sites_of(place.clip).inputs[next(iter(unit.weights))])
+        solution = solve_unit(
+            unit,
+            (_batch(place, rows) for rows in batches(num_fitted)),
+            (_batch(place, rows) for rows in batches(samples, num_fitted)),
+            num_fitted,
+            config.refits,
+            input_scale=source.scale if isinstance(source, UniformQuantizer) else None,
+            generator=torch.Generator().manual_seed(derive_seed(seed, "reconstruct", unit.name)),
+        )
+        learned, ridge, step = solution.learned, solution.ridge, solution.step
+        nearest_error, error, changed = solution.nearest_error, solution.error, solution.codes_changed
+        work.keep(unit.name, {**learned.to_arrays(), "report": np.array([ridge, step, nearest_error, error, changed])})
+    kept = error <= nearest_error or not config.gate
+    if kept:
+        learned.apply(unit)
+    return UnitReport(unit.name, _fewest_bits(unit), nearest_error, error, changed, kept, ridge, step)
 
 
-def _reconstruct(
-    unit: Unit, samples: Samples, inputs: Inputs, quantized: QuantizedClip, config: Reconstruct, tower: str, seed: int,
-    progress: _Progress,
-) -> UnitReport:  # fmt: skip
+def _batch(place: Place, rows: slice) -> Batch:
+    x, noisy = place.read(rows)
+    return Batch(x, noisy, place.token_weight(rows, x.shape[1]) if x.ndim == 3 else None)
+
+
+def _learn(place: Place, config: Reconstruct, seed: int, progress: _Progress) -> UnitReport:
     """Learn one unit, or recall it, and put the better of learned and nearest rounding into the model."""
-    fitted, held = samples.rows(slice(0, inputs.num_fitted)), samples.rows(slice(inputs.num_fitted, None))
+    unit = place.unit
+    samples = _samples(place, config.keep_quantized < 1)
+    num_fitted = place.inputs.num_fitted
+    fitted, held = samples.rows(slice(0, num_fitted)), samples.rows(slice(num_fitted, None))
     batch = config.batch
     if not unit.whole_samples and config.error == "channels":
         num_samples = len(fitted)
         fitted, held = _tokens(fitted), _tokens(held)
         batch = max(1, round(config.batch * len(fitted) / num_samples))
     nearest_error = unit_error(unit, held)
-    nearest = _current(unit)
+    nearest = Learned.current(unit)
     piece = progress.work.recall(unit.name)
     if piece is not None:
-        learned = _from_arrays(piece, unit)
+        learned = Learned.from_arrays(piece, unit)
     else:
-        rate = config.image_scale_learning_rate if tower == "image" else config.text_scale_learning_rate
-        pair_safe = frozenset(site for site in unit.weights if quantized.scheme.weights[site].pair_safe)
+        rate = config.image_scale_learning_rate if place.tower == "image" else config.text_scale_learning_rate
         generator = torch.Generator().manual_seed(derive_seed(seed, "reconstruct", unit.name))
         learned = learn(
-            unit, fitted, batch, config,
-            scale_learning_rate=rate, pair_safe=pair_safe, generator=generator, report=progress,
+            unit, fitted, batch, config, scale_learning_rate=rate, generator=generator, report=progress
         )  # fmt: skip
-        progress.work.keep(unit.name, _to_arrays(learned))
-    _apply(unit, learned)
+        progress.work.keep(unit.name, learned.to_arrays())
+    learned.apply(unit)
     learned_error = unit_error(unit, held)
     changed = sum(float((learned.codes[s] != nearest.codes[s]).sum()) for s in unit.weights)
     total = sum(learned.codes[s].numel() for s in unit.weights)
     kept = learned_error <= nearest_error or not config.gate
     if not kept:
-        _apply(unit, nearest)
-    bits = min(unit.grid_weight(site).grid.num_bits for site in unit.weights)
-    return UnitReport(unit.name, bits, nearest_error, learned_error, changed / total, kept)
+        nearest.apply(unit)
+    return UnitReport(unit.name, _fewest_bits(unit), nearest_error, learned_error, changed / total, kept)
+
+
+def _fewest_bits(unit: Unit) -> int:
+    return min(unit.grid_weight(site).grid.num_bits for site in unit.weights)
+
+
+def _samples(place: Place, mixed: bool) -> Samples:
+    """Run the part on both streams and keep what goes into the unit and what should come out."""
+    unit = place.unit
+    read = [place.read(slice(start, start + 32)) for start in range(0, len(place.inputs.data), 32)]
+    plain, noisy = (torch.cat(parts) for parts in zip(*read, strict=True))
+    extra: tuple[Tensor | None, ...] = ()
+    if isinstance(unit.module, Block):
+        extra = (place.clip.text.mask(noisy.shape[1], noisy.device) if place.tower == "text" else None,)
+    with torch.no_grad():
+        target = torch.cat([unit.reference(x, *extra) for x in plain.split(32)])
+    return Samples(noisy, plain if mixed else None, target, place.inputs.live if noisy.ndim == 3 else None, extra)
 
 
 def _tokens(samples: Samples) -> Samples:
@@ -178,35 +275,6 @@ def _tokens(samples: Samples) -> Samples:
 
     plain = None if samples.float is None else tokens(samples.float)
     return Samples(tokens(samples.quantized), plain, tokens(samples.target), None)
-
-
-def _current(unit: Unit) -> Learned:
-    codes = {site: unit.grid_weight(site).codes() for site in unit.weights}
-    return Learned(codes, {path: unit.quantizer(path).scale.clone() for path in unit.quantizers})
-
-
-def _apply(unit: Unit, learned: Learned) -> None:
-    for site, codes in learned.codes.items():
-        unit.grid_weight(site).set_codes(codes)
-    for path, scale in learned.scales.items():
-        unit.quantizer(path).scale.copy_(scale)
-
-
-def _to_arrays(learned: Learned) -> Arrays:
-    arrays = {f"codes/{site}": codes.to(torch.int16).cpu().numpy() for site, codes in learned.codes.items()}
-    scales = {f"scale/{path}": np.atleast_1d(s.cpu().numpy()) for path, s in learned.scales.items()}
-    return {**arrays, **scales}
-
-
-def _from_arrays(arrays: Arrays, unit: Unit) -> Learned:
-    codes, scales = {}, {}
-    for site in unit.weights:
-        weight = unit.grid_weight(site).values
-        codes[site] = torch.from_numpy(arrays[f"codes/{site}"]).to(weight)
-    for path in unit.quantizers:
-        scale = unit.quantizer(path).scale
-        scales[path] = torch.from_numpy(arrays[f"scale/{path}"]).to(scale).reshape(scale.shape)
-    return Learned(codes, scales)
 
 
 def summarize(reports: Iterable[UnitReport]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Unit:
             the same in the float model.
         weights: path in `module` of each weight on a grid, by layer site.
         quantizers: path in `module` of each activation quantizer that learns.
+        pair_safe: layer sites whose codes must stay pair-safe.
         whole_samples: whether samples must stay whole (blocks, convolutions) or fall apart into tokens.
     """
 
@@ -54,6 +55,7 @@ class Unit:
     reference_input_of: str
     weights: Mapping[str, str]
     quantizers: tuple[str, ...]
+    pair_safe: frozenset[str]
     whole_samples: bool
 
     def grid_weight(self, site: str) -> GridWeight:
@@ -61,6 +63,16 @@ class Unit:
         module = self.module.get_submodule(self.weights[site])
         assert isinstance(module, GridWeight)
         return module
+
+    def layer(self, site: str) -> QuantLinear | QuantConv2d:
+        """A layer in the quantized model."""
+        module = self.module.get_submodule(self.weights[site].removesuffix(".weight"))
+        assert isinstance(module, QuantLinear | QuantConv2d)
+        return module
+
+    def bias(self, site: str) -> Tensor | None:
+        """The bias of a layer in the quantized model."""
+        return self.layer(site).bias
 
     def quantizer(self, path: str) -> UniformQuantizer:
         """An activation quantizer that learns."""
@@ -71,6 +83,12 @@ class Unit:
     def float_weight(self, site: str) -> Tensor:
         """The weight of a layer in the float model."""
         return self.reference.get_parameter(self.weights[site])
+
+    def float_layer(self, site: str) -> nn.Linear | nn.Conv2d:
+        """A layer in the float model."""
+        module = self.reference.get_submodule(self.weights[site].removesuffix(".weight"))
+        assert isinstance(module, nn.Linear | nn.Conv2d)
+        return module
 
 
 def units_of(part: Part, quantized: QuantizedClip, clip: Clip, unit: Literal["layer", "block", "auto"]) -> list[Unit]:
@@ -98,6 +116,7 @@ def _block_unit(path: str, quantized: QuantizedClip, clip: Clip) -> Unit:
             f"{path}.{n.removesuffix('.weight')}": n for n, m in block.named_modules() if isinstance(m, GridWeight)
         },
         quantizers=_quantizers(block),
+        pair_safe=_pair_safe(quantized, path),
         whole_samples=True,
     )
 
@@ -125,6 +144,7 @@ def _layer_unit(part: Part, quantized: QuantizedClip, clip: Clip, site: str, lay
         reference_input_of=layers[0],
         weights={layer: f"layers.{i}.weight" for i, layer in enumerate(layers)},
         quantizers=_quantizers(module),
+        pair_safe=_pair_safe(quantized, *layers),
         whole_samples=any(isinstance(m, QuantConv2d) for m in modules),
     )
 
@@ -138,6 +158,12 @@ def _input_quantizer(quantized: QuantizedClip, layer: str) -> nn.Module:
     module = quantized.get_submodule(layer)
     assert isinstance(module, QuantLinear | QuantConv2d)
     return module.input_quantizer
+
+
+def _pair_safe(quantized: QuantizedClip, *paths: str) -> frozenset[str]:
+    """Which layers at or below some paths must stay pair-safe."""
+    own = [s for s in quantized.scheme.weights if s in paths or s.startswith(tuple(f"{path}." for path in paths))]
+    return frozenset(site for site in own if quantized.scheme.weights[site].pair_safe)
 
 
 def _quantizers(module: nn.Module) -> tuple[str, ...]:

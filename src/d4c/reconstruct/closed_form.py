@@ -1,0 +1,327 @@
+"""The best integer weight for given moments, without gradients.
+
+The target is a ridge regression of the float outputs on the quantized inputs, pulled towards the float weight:
+
+    W* = W + α W D (H + λ̄ I)⁻¹,      λ̄ = λ tr(H) / K
+
+Rounding goes column by column and lets every later column make up for the error so far. With H + λ̄ I = R Rᵀ, R upper
+triangular, and B = R diag(R)⁻¹:
+
+    t_j = w*_j + Σ_{i<j} (w*_i - q_i) B_ij,      q_j = round(t_j) on the grid
+
+Sources: the rounding is LDLQ's (arXiv:2307.13304), with the codes of GPTQ (arXiv:2210.17323); the target that of
+Qronos (arXiv:2505.11695), with the ridge of ERQ (arXiv:2407.06794) pulled towards W instead of 0; coordinate descent is
+COMQ's (arXiv:2403.07134). The error of the result is Σ_j R_jj² (t_j - q_j)², row by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from d4c.errors import CalibrationError
+from d4c.quantizers.functional import dequantize, quantize
+from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
+from d4c.quantizers.pair_safe import MAX_PAIR_SUM, clamp_pairs, column_pairs, pair_safe_span
+from d4c.reconstruct.moments import Moments
+
+BLOCK = 128  # columns between two matrix products
+NUM_SHRINKS, LEAST_SHRINK = 40, 0.25
+SETTLED = 1e-3  # share of codes below which another sweep is not worth its time
+
+
+@dataclass(frozen=True)
+class Factor:
+    """H + λ̄ I = R Rᵀ, rows and columns in the order in which they are rounded.
+
+    Args:
+        order: columns by falling diagonal of H, [in]; upper: R, [in, in]; ridged: H + λ̄ I in the columns' own order.
+    """
+
+    order: Tensor
+    upper: Tensor
+    ridged: Tensor
+
+    @classmethod
+    def of(cls, gram: Tensor, ridge: float) -> Factor:
+        """Factorise; in float64, then with ten times the ridge, where that does not succeed.
+
+        Args:
+            gram: H, [in, in]; ridge: λ > 0, in units of H's mean diagonal.
+
+        Raises:
+            CalibrationError: H is not finite.
+        """
+        order = gram.diagonal().argsort(descending=True, stable=True)
+        mean = gram.diagonal().mean()
+        mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+        if not bool(gram.isfinite().all()):
+            raise CalibrationError("inputs are not finite")
+        while True:
+            ridged = gram.clone()
+            ridged.diagonal().add_(ridge * mean)
+            backwards = ridged[order][:, order].flip(0, 1)
+            for dtype in (gram.dtype, torch.float64):
+                lower, failed = torch.linalg.cholesky_ex(backwards.to(dtype))
+                if not bool(failed):
+                    return cls(order, lower.flip(0, 1).to(gram.dtype), ridged)
+            ridge *= 10
+
+    def divide(self, rows: Tensor) -> Tensor:
+        """X with X (H + λ̄ I) = rows, [row, in]."""
+        solved = torch.linalg.solve_triangular(self.upper, rows[:, self.order].T, upper=True)
+        solved = torch.linalg.solve_triangular(self.upper.T, solved, upper=False)  # [in, row]
+        found = torch.empty_like(rows)
+        found[:, self.order] = solved.T
+        return found
+
+
+def ridge_target(weight: Tensor, cross: Tensor, factor: Factor, step: float) -> Tensor:
+    """W*, [out, in]; a row that would move further than its own length stays where it is.
+
+    Args:
+        weight: W, [out, in]; cross: D, [in, in]; step: α, 1 for the optimum, 0 for W itself.
+    """
+    if step == 0:
+        return weight
+    move = step * factor.divide(weight @ cross)
+    near = move.norm(dim=1, keepdim=True) <= weight.norm(dim=1, keepdim=True)
+    return weight + move * near
+
+
+def search_scales(target: Tensor, importance: Tensor, grid: IntegerGrid, num_shrinks: int = NUM_SHRINKS) -> AffineGrid:
+    """For each row the shrink of its range, 1 to 0.25, with the least Σ_j h_j (w*_j - Q(w*_j))².
+
+    Args:
+        target: [out, in]; importance: h, the diagonal of H, [in]; num_shrinks: 1 takes the whole range.
+
+    Returns:
+        a grid with scale and zero point [out, 1].
+    """
+    low, high = target.amin(dim=1, keepdim=True), target.amax(dim=1, keepdim=True)  # [out, 1]
+    best = place_grid(low, high, grid)
+    scale, zero_point = best.scale, best.zero_point
+    least = torch.full_like(low, torch.inf)
+    for shrink in torch.linspace(1, LEAST_SHRINK, num_shrinks).tolist():
+        tried = place_grid(low * shrink, high * shrink, grid)
+        rounded = dequantize(quantize(target, tried.scale, tried.zero_point, grid), tried.scale, tried.zero_point)
+        error = (target - rounded).square_() @ importance[:, None]  # [out, 1]
+        better = error < least
+        least = torch.where(better, error, least)
+        scale = torch.where(better, tried.scale, scale)
+        zero_point = torch.where(better, tried.zero_point, zero_point)
+    return AffineGrid(scale, zero_point, grid)
+
+
+def pair_safe_scales(target: Tensor, shape: torch.Size, grid: IntegerGrid) -> AffineGrid:
+    """The finest scales at which rounding the target to nearest is pair-safe, [out, 1].
+
+    Args:
+        target: [out, in]; shape: that of the layer's weight.
+    """
+    span = pair_safe_span(target.reshape(shape))[:, None]
+    return place_grid(-span, span, grid)
+
+
+def with_room(affine: AffineGrid, least: Tensor | None) -> AffineGrid:
+    """The same grid with scales of at least `least`, [out, 1], so that biases fit."""
+    return affine if least is None else replace(affine, scale=torch.maximum(affine.scale, least))
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Which codes a kernel adds in 16 bits, by column: two of the same sign must not exceed 128.
+
+    Args:
+        columns: [in, neighbour]; `in` itself stands for none.
+    """
+
+    columns: Tensor
+
+    @classmethod
+    def of(cls, shape: torch.Size, device: torch.device) -> Neighbours:
+        """Those of a weight [out, in, ..] flattened to [out, column]."""
+        num_columns = shape[1:].numel()
+        lists: list[list[int]] = [[] for _ in range(num_columns)]
+        for pairs in column_pairs(shape):
+            for a, b in pairs.tolist():
+                lists[a].append(b)
+                lists[b].append(a)
+        widest = max(1, *(len(found) for found in lists))
+        padded = [found + [num_columns] * (widest - len(found)) for found in lists]
+        return cls(torch.tensor(padded, device=device))
+
+    def bounds(self, column: int, codes: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+        """Lowest and highest code that a column may take beside its neighbours, [out] each.
+
+        Args:
+            codes: [in + 1, out]; columns without a code yet, and the last row, hold 0.
+        """
+        near = codes[self.columns[column]]  # [neighbour, out]
+        above, below = near.amax(dim=0).clamp(min=0), near.amin(dim=0).clamp(max=0)
+        return (-MAX_PAIR_SUM - below).clamp(min=grid.qmin), (MAX_PAIR_SUM - above).clamp(max=grid.qmax)
+
+
+def round_with_feedback(
+    target: Tensor, factor: Factor, affine: AffineGrid, neighbours: Neighbours | None = None, block: int = BLOCK
+) -> Tensor:
+    """Codes of W*, column by column, each making up for the errors of those before it, [out, in].
+
+    Args:
+        target: W*, [out, in]; affine: scale and zero point [out, 1]; neighbours: of a pair-safe weight.
+        block: columns between two matrix products; the result does not depend on it.
+    """
+    order, num_columns = factor.order.tolist(), len(factor.order)
+    unit_upper = factor.upper / factor.upper.diagonal()  # B
+    wanted = target.T[factor.order].contiguous()  # [in, out], as everything here
+    errors = torch.zeros_like(wanted)
+    codes = torch.zeros(num_columns + 1, len(target), dtype=target.dtype, device=target.device)  # columns' own order
+    scale, zero_point, grid = affine.scale[:, 0], affine.zero_point[:, 0], affine.grid
+    for start in range(0, num_columns, block):
+        stop = min(start + block, num_columns)
+        inside = unit_upper[start:stop, start:stop]
+        carried = wanted[start:stop] + unit_upper[:start, start:stop].T @ errors[:start]
+        for j in range(start, stop):
+            low, high = (grid.qmin, grid.qmax) if neighbours is None else neighbours.bounds(order[j], codes, grid)
+            code = ((carried[j - start] / scale).round_() + zero_point).clamp(low, high)  # type: ignore[arg-type]
+            codes[order[j]] = code
+            errors[j] = wanted[j] - (code - zero_point) * scale
+            if j + 1 < stop:
+                carried[j + 1 - start :].addr_(inside[j - start, j + 1 - start :], errors[j])
+    return codes[:-1].T.contiguous()
+
+
+def polish(
+    codes: Tensor, target: Tensor, ridged: Tensor, affine: AffineGrid, neighbours: Neighbours | None, sweeps: int
+) -> Tensor:
+    """Coordinate descent over codes: each in turn moves to where the error is least, given all others; [out, in].
+
+    No step raises tr((Q - W*) H_λ (Q - W*)ᵀ) of any row.
+
+    Args:
+        ridged: H_λ, [in, in]; sweeps: at most so many; they end when hardly a code changes.
+    """
+    num_columns = len(ridged)
+    table = torch.zeros(num_columns + 1, len(codes), dtype=codes.dtype, device=codes.device)
+    table[:-1] = codes.T  # [in, out], as everything here
+    scale, zero_point, grid = affine.scale[:, 0], affine.zero_point[:, 0], affine.grid
+    curvature = ridged.diagonal()
+    slope = ridged @ ((table[:-1] - zero_point) * scale - target.T)  # half the gradient
+    for _ in range(sweeps):
+        changed = torch.zeros((), device=codes.device)
+        for start in range(0, num_columns, BLOCK):
+            stop = min(start + BLOCK, num_columns)
+            local = slope[start:stop]
+            moves = torch.zeros_like(local)
+            for j in range(start, stop):
+                low, high = (grid.qmin, grid.qmax) if neighbours is None else neighbours.bounds(j, table, grid)
+                wanted = table[j] - (local[j - start] / (curvature[j] * scale)).round_()
+                code = wanted.clamp(low, high)  # type: ignore[arg-type]
+                moves[j - start] = (code - table[j]) * scale
+                changed += (code != table[j]).sum()
+                table[j] = code
+                local.addr_(ridged[start:stop, j], moves[j - start])
+            slope[:start].addmm_(ridged[:start, start:stop], moves)
+            slope[stop:].addmm_(ridged[stop:, start:stop], moves)
+        if float(changed) < SETTLED * codes.numel():
+            break
+    return table[:-1].T.contiguous()
+
+
+def refit_scales(codes: Tensor, target: Tensor, ridged: Tensor, affine: AffineGrid) -> AffineGrid:
+    """The best scale of each row for codes that stay: s = (c H w*ᵀ) / (c H cᵀ), c = q - z (arXiv:2505.07004).
+
+    Rows for which that is not positive and finite keep theirs.
+    """
+    centred = codes - affine.zero_point
+    curved = centred @ ridged  # [out, in]
+    scale = (curved * target).sum(dim=1, keepdim=True) / (curved * centred).sum(dim=1, keepdim=True)
+    sound = scale.isfinite() & (scale > torch.finfo(scale.dtype).tiny)
+    return replace(affine, scale=torch.where(sound, scale, affine.scale))
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """A layer's weight in codes, and what its bias gains.
+
+    Args:
+        codes: [out, in]; affine: scale and zero point [out, 1]; bias_shift: [out].
+    """
+
+    codes: Tensor
+    affine: AffineGrid
+    bias_shift: Tensor
+
+    def change(self, weight: Tensor) -> Tensor:
+        """E = Ŵ - W, [out, in]."""
+        return dequantize(self.codes, self.affine.scale, self.affine.zero_point) - weight
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """What the codes of a layer may be.
+
+    Args:
+        shape: of the weight, [out, in] or [out, in, height, width]; least_scale: so that the bias fits, [out, 1].
+    """
+
+    shape: torch.Size
+    grid: IntegerGrid
+    pair_safe: bool
+    least_scale: Tensor | None = None
+
+    def neighbours(self, device: torch.device) -> Neighbours | None:
+        """Of a pair-safe weight."""
+        return Neighbours.of(self.shape, device) if self.pair_safe else None
+
+    def place(self, target: Tensor, importance: Tensor, num_shrinks: int = NUM_SHRINKS) -> AffineGrid:
+        """Scales for W*, [out, 1]; arguments as for `search_scales`."""
+        if self.pair_safe:
+            affine = pair_safe_scales(target, torch.Size([len(target), *self.shape[1:]]), self.grid)
+        else:
+            affine = search_scales(target, importance, self.grid, num_shrinks)
+        return with_room(affine, self.least_scale)
+
+
+def solve(
+    weight: Tensor, moments: Moments, factor: Factor, form: WeightForm, step: float, *, num_shrinks: int = NUM_SHRINKS
+) -> IntegerWeight:
+    """Target, scales and rounding with feedback.
+
+    Args:
+        weight: W, [out, in]; moments, factor: of what the layer reads; step: α of the target.
+    """
+    target = ridge_target(weight, moments.cross, factor, step)
+    affine = form.place(target, moments.gram.diagonal(), num_shrinks)
+    codes = round_with_feedback(target, factor, affine, form.neighbours(weight.device))
+    return _with_bias(codes, affine, weight, moments)
+
+
+def refine(
+    found: IntegerWeight, weight: Tensor, moments: Moments, factor: Factor, form: WeightForm, step: float, refits: int
+) -> IntegerWeight:
+    """Polish the codes and refit their scales in turn; arguments as for `solve`."""
+    target = ridge_target(weight, moments.cross, factor, step)
+    neighbours = form.neighbours(weight.device)
+    codes, affine = found.codes, found.affine
+    for _ in range(refits):
+        codes = polish(codes, target, factor.ridged, affine, neighbours, sweeps=2)
+        affine = with_room(refit_scales(codes, target, factor.ridged, affine), form.least_scale)
+    return _with_bias(polish(codes, target, factor.ridged, affine, neighbours, sweeps=2), affine, weight, moments)
+
+
+def nearest(weight: Tensor, affine: AffineGrid, form: WeightForm, moments: Moments | None) -> IntegerWeight:
+    """The weight rounded to nearest; its bias corrected where moments are given."""
+    codes = quantize(weight, affine.scale, affine.zero_point, affine.grid)
+    if form.pair_safe:
+        codes = clamp_pairs(codes.reshape(form.shape)).reshape(codes.shape)
+    if moments is None:
+        return IntegerWeight(codes, affine, torch.zeros_like(weight[:, 0]))
+    return _with_bias(codes, affine, weight, moments)
+
+
+def _with_bias(codes: Tensor, affine: AffineGrid, weight: Tensor, moments: Moments) -> IntegerWeight:
+    change = dequantize(codes, affine.scale, affine.zero_point) - weight
+    return IntegerWeight(codes, affine, moments.bias_shift(weight, change))
