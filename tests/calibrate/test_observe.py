@@ -277,3 +277,44 @@ def test_the_papers_ranges_are_those_of_brute_force(tiny_clip: Clip) -> None:
         (values - fake_quantize(values, a.scale, a.zero_point, grid)).abs().pow(2.4).mean() for a in (found, best)
     ]
     assert errors[0] <= 1.01 * errors[1]
+
+
+@pytest.mark.parametrize(("model", "recipe"), [("tiny_clip", "w4a4"), ("tiny_clip", "w6a6"), ("tiny_resnet", "w6a6")])
+def test_ranges_by_output_error_cost_the_readers_less(model: str, recipe: str, request: pytest.FixtureRequest) -> None:
+    clip: Clip = fold_batchnorm(request.getfixturevalue(model))
+    ids, scheme = texts(clip.tokenizer, 8), scheme_of(clip, recipe)
+    searched, plain = (
+        calibrate.run(clip, images(8), ids, scheme, Calibrate(range=kind))  # type: ignore[arg-type]
+        for kind in ("output_error", "lp")
+    )
+    reads, ratios = sites_of(clip).inputs, []
+    for layer in (layer for layer in reads if layer in scheme.weights):
+        module = clip.get_submodule(layer)
+        seen: list[Tensor] = []
+        handle = module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        clip.encode_image(images(8).pixels)
+        clip.encode_text(ids[:1])
+        handle.remove()
+        losses = []
+        for ranges in (searched, plain):
+            affine = ranges.tensors.get(reads[layer]) or ranges.inputs[layer]
+            noisy = fake_quantize(seen[0], affine.scale, affine.zero_point, affine.grid)
+            losses.append(float((module(noisy) - module(seen[0])).detach().square().sum()))
+        ratios.append(losses[0] / losses[1])
+    assert sum(ratios) / len(ratios) < 1
+    assert max(ratios) < 1.5
+
+
+def test_a_tensor_that_no_layer_reads_is_judged_by_itself(tiny_resnet: Clip) -> None:
+    clip = fold_batchnorm(tiny_resnet)
+    site = "image.layer1.0.conv3_out"  # it is added to the shortcut
+    ranges = calibrate.run(
+        clip, images(4), texts(clip.tokenizer, 4), scheme_of(clip, "w6a6"), Calibrate(range="output_error")
+    )
+    values = seen_at_once(clip, [site], images(4).pixels, texts(clip.tokenizer, 1))[site]
+    grid, found = IntegerGrid(6, symmetric=False), ranges.tensors[site]
+    errors = [
+        float((values - fake_quantize(values, a.scale, a.zero_point, grid)).square().mean())
+        for a in (found, place_grid(values.min(), values.max(), grid))
+    ]
+    assert errors[0] <= errors[1]

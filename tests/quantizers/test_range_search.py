@@ -7,8 +7,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from d4c.quantizers.functional import fake_quantize
-from d4c.quantizers.grids import AffineGrid, IntegerGrid
-from d4c.quantizers.range_search import lp_range, lp_range_brute_force, minmax_range
+from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
+from d4c.quantizers.range_search import (
+    Histogram,
+    candidates,
+    lp_range,
+    lp_range_brute_force,
+    minmax_range,
+    output_range,
+)
 
 P = 2.4
 KINDS = ("normal", "one-sided", "negative", "outliers", "one outlier", "heavy tail")
@@ -149,3 +156,52 @@ def test_a_dead_row_among_living_ones_gets_scale_one_and_zero_codes() -> None:
     affine = lp_range(rows, IntegerGrid(8, symmetric=False))
     assert affine.scale[1].item() == 1
     assert bool((fake_quantize(rows, affine.scale, affine.zero_point, affine.grid)[1] == 0).all())
+
+
+def output_error(values: Tensor, weight: Tensor, affine: AffineGrid) -> Tensor:
+    error = values - fake_quantize(values, affine.scale, affine.zero_point, affine.grid)
+    return (error @ weight.T).square().sum()
+
+
+def gelu_like(tokens: int, channels: int) -> Tensor:
+    x = torch.randn(tokens, channels, generator=torch.Generator().manual_seed(0))
+    return 2 * x * torch.sigmoid(1.702 * x)
+
+
+@pytest.mark.parametrize("num_bits", [3, 4, 6])
+def test_a_range_by_output_error_comes_close_to_the_best_of_all_candidates(num_bits: int) -> None:
+    values, grid = gelu_like(300, 24), IntegerGrid(num_bits, symmetric=False)
+    weight = torch.randn(10, 24, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 3, 24)
+    found = output_range(values, weight.square().sum(dim=0), grid, lambda a: output_error(values, weight, a))
+    low, high = (x[0, :: max(1, x.shape[1] // 3000)] for x in candidates(values.reshape(1, -1), grid))
+    every = [float(output_error(values, weight, place_grid(a, b, grid))) for a, b in zip(low, high, strict=True)]
+    reached = float(output_error(values, weight, found))
+    assert reached <= 1.05 * min(every)
+    plain = lp_range(values.reshape(1, -1), grid)
+    assert reached < float(output_error(values, weight, place_like(plain, grid)))
+
+
+def place_like(affine: AffineGrid, grid: IntegerGrid) -> AffineGrid:
+    return AffineGrid(affine.scale.reshape(()), affine.zero_point.reshape(()), grid)
+
+
+def test_channels_that_nothing_reads_do_not_widen_the_range() -> None:
+    values = gelu_like(200, 8)
+    values[:, 3] *= 20
+    weight = torch.ones(4, 8)
+    weight[:, 3] = 0
+    grid = IntegerGrid(4, symmetric=False)
+    found = output_range(values, weight.square().sum(dim=0), grid, lambda a: output_error(values, weight, a))
+    read = values[:, torch.arange(8) != 3]
+    assert float(found.scale * grid.qmax) < 1.2 * float(read.max() - read.min())
+
+
+def test_a_weighted_histogram_is_one_of_repeated_values() -> None:
+    values = torch.randn(1, 5000, generator=torch.Generator().manual_seed(2))
+    weights = torch.randint(0, 4, (1, 5000), generator=torch.Generator().manual_seed(3)).float()
+    repeated = values[0].repeat_interleave(weights[0].long())[None]
+    weighted, plain = Histogram.of(values, weights), Histogram.of(repeated)
+    assert float(weighted.counts.sum()) == float(plain.counts.sum()) == repeated.shape[1]
+    for moment in (1, 2):
+        sums = [(h.centers**moment * h.counts).sum() for h in (weighted, plain)]
+        torch.testing.assert_close(sums[0], sums[1], rtol=1e-3, atol=0.1)

@@ -26,6 +26,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8)
 RULES = st.builds(
     Rule, TEXT, BITS, BITS, st.sampled_from([None, "tensor", "channel", "token"])
 )  # the pattern may be any text
+FOLDS = st.lists(st.floats(0, 1), min_size=1, max_size=3).map(tuple)
 RECIPES = st.builds(
     Recipe,
     name=TEXT,
@@ -38,7 +39,7 @@ RECIPES = st.builds(
         Synthesize, images=st.integers(1, 10**6), steps=st.integers(0, 9), learning_rate=POSITIVE,
         temperature=POSITIVE, momentum_drift=st.booleans(), start=st.sampled_from(["noise", "dead_leaves"]),
     ),
-    calibrate=st.builds(Calibrate, texts=st.integers(1, 10**6), layernorm_fold=st.floats(0, 1)),
+    calibrate=st.builds(Calibrate, texts=st.integers(1, 10**6), layernorm_folds=FOLDS),
     reconstruct=st.builds(
         Reconstruct, iterations=st.integers(1, 10**6), image_scale_learning_rate=st.floats(0, 1),
         unit=st.sampled_from(["layer", "block", "auto"]), keep_quantized=st.floats(1e-6, 1),
@@ -53,6 +54,13 @@ def refused(text: str, *overrides: str) -> str:
         parse_recipe("mine", text, overrides)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_a_list_is_read_item_by_item() -> None:
+    assert parse_recipe("mine", "[calibrate]\nlayernorm_folds = [0, 0.5]\n").calibrate.layernorm_folds == (0.0, 0.5)
+    assert "needs a list" in refused("[calibrate]\nlayernorm_folds = 0.5\n")
+    assert "needs float" in refused('[calibrate]\nlayernorm_folds = ["half"]\n')
+    assert "exponents from 0 to 1" in refused("", "calibrate.layernorm_folds=[]")
 
 
 def test_the_recipes_of_the_design_are_shipped() -> None:

@@ -171,8 +171,8 @@ def test_bits_out_of_reach_are_refused(key: str, bits: int) -> None:
         (Synthesize, {"temperature": 0.0}),
         (Synthesize, {"temperature": -0.1}),
         (Calibrate, {"texts": 0}),
-        (Calibrate, {"layernorm_fold": -0.1}),
-        (Calibrate, {"layernorm_fold": 1.1}),
+        (Calibrate, {"layernorm_folds": (0.5, -0.1)}),
+        (Calibrate, {"layernorm_folds": ()}),
         (Reconstruct, {"iterations": 0}),
         (Reconstruct, {"batch": 0}),
         (Reconstruct, {"warm_up": 1.0}),
@@ -188,6 +188,6 @@ def test_a_setting_out_of_reach_is_refused_by_section(section: Any, settings: di
 
 def test_the_ends_of_what_is_possible_are_accepted() -> None:
     assert Synthesize(images=1, batch=1, steps=0).steps == 0
-    assert Calibrate(texts=1, layernorm_fold=1.0).texts == 1
+    assert Calibrate(texts=1, layernorm_folds=(0.0, 1.0)).texts == 1
     assert Reconstruct(iterations=1, batch=1, warm_up=0.0, keep_quantized=1.0).iterations == 1
     assert (Rule("*", 2, 8).weight_bits, Rule("*", 32, 2).activation_bits) == (2, 2)

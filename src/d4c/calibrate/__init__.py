@@ -1,6 +1,6 @@
 """The stage that finds where every grid lies."""
 
-from d4c.calibrate.layernorm import balance_layernorms
+from d4c.calibrate.folds import fold
 from d4c.calibrate.observe import run
 
-__all__ = ["balance_layernorms", "run"]
+__all__ = ["fold", "run"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d4c.artifact.work import Work
@@ -13,9 +14,10 @@ from d4c.images import ImageSet
 from d4c.models import Clip
 from d4c.models.parts import TowerName, captured_inputs, keep_live, padded_or_live, run_in_batches, tower_parts
 from d4c.models.quantized import sites_of
+from d4c.quantizers.functional import fake_quantize
 from d4c.quantizers.grids import AffineGrid, IntegerGrid, PerChannel, PerToken, TensorFormat, place_grid
 from d4c.quantizers.pair_safe import pair_safe_span
-from d4c.quantizers.range_search import lp_range, lp_range_brute_force, minmax_range
+from d4c.quantizers.range_search import lp_range, lp_range_brute_force, minmax_range, output_range
 from d4c.quantizers.ranges import Ranges
 from d4c.quantizers.scheme import Scheme
 from d4c.recipes import Calibrate
@@ -23,6 +25,8 @@ from d4c.recipes import Calibrate
 Observe = Callable[[Tensor, IntegerGrid], AffineGrid]
 OBSERVERS: dict[str, Observe] = {"lp": lp_range, "minmax": minmax_range}
 EMPTY_ROW_BITS = 20
+TOKENS_RESCORED = 2048  # tokens, or places of feature maps, on which the best few ranges are compared exactly
+LEAST_SAMPLES = 4
 BIAS_BITS = 30  # |bias code| stays below 2^30, so that an int32 accumulator has room for the products
 
 
@@ -85,7 +89,10 @@ def _observe_tower(
             if not bool(values.isfinite().all()):
                 raise CalibrationError(f"{site}: activations are not finite; are the weights sound?")
             found = tensors if site in scheme.tensors else inputs
-            found[site] = _place(values, tensor_format, OBSERVERS[config.range])
+            if config.range == "output_error" and not isinstance(tensor_format.granularity, PerChannel):
+                found[site] = _place_for_readers(values, _readers(clip, site), tensor_format.grid)
+            else:
+                found[site] = _place(values, tensor_format, OBSERVERS.get(config.range, lp_range))
         work.report(f"calibrate {tower}", i + 1, len(parts))
     if tower == "image" and "image.pixels" in tensors:
         low, high = (torch.from_numpy(v).to(data.device) for v in clip.preprocess.valid_range())
@@ -104,6 +111,46 @@ def _place(values: Tensor, tensor_format: TensorFormat, observe: Observe) -> Aff
     rows = values.movedim(tensor_format.granularity.axis, 0).flatten(1)  # [channel, value]
     affine = observe(rows, tensor_format.grid)
     return AffineGrid(affine.scale.flatten(), affine.zero_point.flatten(), tensor_format.grid)
+
+
+def _readers(clip: Clip, site: str) -> list[nn.Linear | nn.Conv2d]:
+    """The layers that read a tensor, or the one layer whose input is meant."""
+    names = [layer for layer, read in sites_of(clip).inputs.items() if site in (layer, read)]
+    return [clip.get_submodule(name) for name in names]  # type: ignore[misc]
+
+
+def _place_for_readers(values: Tensor, readers: Sequence[nn.Linear | nn.Conv2d], grid: IntegerGrid) -> AffineGrid:
+    """One grid for all values, judged by its readers' outputs, or by itself where nothing reads it.
+
+    Args:
+        values: [.., channel] or, in front of convolutions, [sample, channel, height, width].
+    """
+    maps = bool(readers) and isinstance(readers[0], nn.Conv2d)
+    if not maps:
+        values = values.flatten(0, -2)  # [token, channel]
+    weights = values.new_ones(())
+    if readers:
+        axes = [0, 2, 3] if maps else [0]
+        weights = torch.stack([layer.weight.detach().square().sum(dim=axes) for layer in readers]).sum(dim=0)
+    if maps:
+        weights = weights[:, None, None]
+    stride = min(len(values) * values[0].numel() // (TOKENS_RESCORED * values.shape[1]), len(values) // LEAST_SAMPLES)
+    few = values[:: max(1, stride)]
+
+    def output_error(affine: AffineGrid) -> Tensor:
+        error = few - fake_quantize(few, affine.scale, affine.zero_point, grid)
+        if not readers:
+            return error.square().sum()
+        return torch.stack([_without_bias(layer, error).square().sum() for layer in readers]).sum()
+
+    return output_range(values, weights, grid, output_error)
+
+
+def _without_bias(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    weight = layer.weight.detach()
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(x, weight, None, layer.stride, layer.padding)
+    return F.linear(x, weight)
 
 
 def _weight_grid(weight: Tensor, weight_format: TensorFormat, config: Calibrate) -> AffineGrid:

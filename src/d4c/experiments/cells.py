@@ -173,6 +173,7 @@ def text_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedCli
     A finished tower is kept beside its ranges: finding all its units again would cost more than the rest of a cell.
     """
     folded = fold(setup.clip, setup.recipe)
+    folded = calibrate.fold(folded, held.images, held.ids, setup.scheme, setup.recipe.calibrate, towers=["text"])
     ranges, work = text_ranges(setup, folded, held, report)
     assert work.folder is not None
     path = work.folder / "finished.safetensors"
@@ -196,6 +197,7 @@ def image_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedCl
     """The same of the image tower, the text tower float."""
     images = image_set(setup, report)
     folded = fold(setup.clip, setup.recipe)
+    folded = calibrate.fold(folded, images, held.ids, setup.scheme, setup.recipe.calibrate, towers=["image"])
     key = hash_of("image", dump_recipe(setup.recipe), tensor_hash(images.pixels), *setup.environment)[:16]
     work = _cell_work(setup, report).within(key)
     ranges = calibrate.run(

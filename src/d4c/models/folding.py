@@ -8,7 +8,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from d4c.models.attention import Block
+from d4c.models.attention import AttentionProducts, Block
 from d4c.models.clip import Clip
 from d4c.models.resnet import Bottleneck, ModifiedResNet, Shortcut, Stem
 
@@ -82,6 +82,37 @@ def fold_layernorm(clip: Clip, shifts: dict[str, Tensor], ratios: dict[str, Tens
                 _fold_norm(norm, readers, shift, ratios.get(site, torch.ones_like(norm.bias)))
     if left:
         raise ValueError(f"not the input of an attention or an MLP: {min(left)}")
+    return clip
+
+
+def centre_attention(clip: Clip, middles: dict[str, Tensor]) -> Clip:
+    """Take a constant from all keys, or from all values, of an attention; it costs nothing at run time.
+
+    softmax does not see what is added to all logits of a query (arXiv:2302.08626): b_k' = b_k − m. Probabilities add up
+    to 1, so that what all values lose the output can regain: b_v' = b_v − m, b_out' = b_out + W_out m.
+
+    Args:
+        middles: m by tensor site (`image.blocks.0.attention.k_out`, `.v_out`), [channel].
+
+    Returns:
+        a new model.
+
+    Raises:
+        ValueError: a site is neither.
+    """
+    clip = copy.deepcopy(clip)
+    for site, middle in middles.items():
+        path, _, kind = site.rpartition(".")
+        attention = clip.get_submodule(path)
+        if not isinstance(attention, AttentionProducts) or kind not in ("k_out", "v_out"):
+            raise ValueError(f"neither keys nor values of an attention: {site}")
+        linear, out = attention.get_submodule(kind[0]), attention.get_submodule("out")
+        assert isinstance(linear, nn.Linear)
+        assert isinstance(out, nn.Linear)
+        linear.bias.data = linear.bias - middle
+        if kind == "v_out":
+            moved = out.weight.detach().cpu().double() @ middle.cpu().double()  # [out]; not every device has float64
+            out.bias.data = (out.bias.detach().cpu().double() + moved).float().to(out.bias.device)
     return clip
 
 

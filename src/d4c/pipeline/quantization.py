@@ -204,9 +204,7 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     ))  # fmt: skip
     ids = calibration_tokens(clip, job.bank, job.templates, recipe.calibrate.texts, job.seed)
     held_ids = held_out_tokens(clip, job.held_bank)
-    folded = fold(clip, recipe)
-    if recipe.calibrate.layernorm_fold:
-        folded = calibrate.balance_layernorms(folded, images, ids, recipe.calibrate.layernorm_fold)
+    folded = calibrate.fold(fold(clip, recipe), images, ids, job.scheme, recipe.calibrate)
     ranges = _ranges(job, stages, folded, images, ids)
     quantized = wrap(folded, job.scheme, ranges)
     units: list[reconstruct.UnitReport] = []

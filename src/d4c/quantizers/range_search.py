@@ -5,10 +5,13 @@ shrunk from the min-max range, and, where values have both signs and the grid is
 point, take the first that minimises
 
     mean_i |x_i - fake_quantize(x_i)|^p,    p = 2.4
+
+`output_range` looks at the same candidates with the eyes of the layers that read the tensor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +21,7 @@ from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
 
 LP_EXPONENT = 2.4
 NUM_SHRINKS = 100
+SHORTLIST = 3  # candidates that are scored exactly
 FINE_BINS = 2**16
 NUM_BINS, COARSE_BINS = 2048, 512
 CHUNK = 2**22  # values held at once while candidates are scored
@@ -49,25 +53,54 @@ def lp_range_brute_force(rows: Tensor, grid: IntegerGrid, p: float = LP_EXPONENT
     return _take(low, high, scores.argmin(dim=1, keepdim=True), grid)
 
 
-def lp_range(rows: Tensor, grid: IntegerGrid, p: float = LP_EXPONENT, shortlist: int = 3) -> AffineGrid:
+def lp_range(rows: Tensor, grid: IntegerGrid, p: float = LP_EXPONENT) -> AffineGrid:
     """Score candidates on a histogram, coarse to fine, and the best few again on every value.
 
     Args:
         rows: [row, value].
-        shortlist: how many candidates are scored exactly.
 
     Returns:
         a grid with scale and zero point [row, 1].
     """
-    histogram = Histogram.of(rows)
+    low, high = _shortlist(rows, None, grid, p)
+    scores = lp_scores(rows, torch.ones_like(rows), low, high, grid, p)
+    return _take(low, high, scores.argmin(dim=1, keepdim=True), grid)
+
+
+def output_range(
+    values: Tensor, weights: Tensor, grid: IntegerGrid, output_error: Callable[[AffineGrid], Tensor]
+) -> AffineGrid:
+    """The range that costs the layers behind a tensor least.
+
+    A value that is off by e moves the outputs of its readers by e² ‖W_:,j‖² in all, if errors are independent: so
+    candidates are scored on a histogram of values weighted like that, and the best few by what they do to the outputs,
+    because errors of clipping go together.
+
+    Args:
+        values: of the tensor, any shape; weights: >= 0, of each value, ‖W_:,j‖² over all readers; broadcastable.
+        output_error: the squared error of the readers' outputs with a grid in front, a scalar.
+
+    Returns:
+        a grid with scale and zero point [].
+    """
+    rows, row_weights = values.reshape(1, -1), weights.expand_as(values).reshape(1, -1)
+    low, high = _shortlist(rows, row_weights, grid, 2.0)  # [1, candidate]
+    placed = [place_grid(low[0, i], high[0, i], grid) for i in range(low.shape[1])]
+    errors = torch.stack([output_error(affine) for affine in placed])
+    return placed[int(errors.argmin())]
+
+
+def _shortlist(
+    rows: Tensor, weights: Tensor | None, grid: IntegerGrid, p: float, count: int = SHORTLIST
+) -> tuple[Tensor, Tensor]:
+    """The ranges that look best on a histogram, low and high, each [row, candidate]."""
+    histogram = Histogram.of(rows, weights)
     low, high = candidates(rows, grid)
     if low.shape[1] > NUM_SHRINKS:
-        low, high = _coarse_to_fine(Histogram.of(rows, COARSE_BINS), low, high, grid, p)
+        low, high = _coarse_to_fine(Histogram.of(rows, weights, COARSE_BINS), low, high, grid, p)
     scores = lp_scores(histogram.centers, histogram.counts, low, high, grid, p)
-    best = scores.topk(min(shortlist, scores.shape[1]), dim=1, largest=False).indices  # [row, candidate]
-    low, high = low.expand_as(scores).gather(1, best), high.expand_as(scores).gather(1, best)
-    exact = lp_scores(rows, torch.ones_like(rows), low, high, grid, p)
-    return _take(low, high, exact.argmin(dim=1, keepdim=True), grid)
+    best = scores.topk(min(count, scores.shape[1]), dim=1, largest=False).indices  # [row, candidate]
+    return low.expand_as(scores).gather(1, best), high.expand_as(scores).gather(1, best)
 
 
 def candidates(rows: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
@@ -124,22 +157,24 @@ class Histogram:
     """Rows summarised by bins that are fine both where values are dense and along the whole range.
 
     Args:
-        centers: mean of the values in each bin, [row, bin]; counts: how many, [row, bin].
+        centers: mean of the values in each bin, [row, bin]; counts: how many, or what they weigh, [row, bin].
     """
 
     centers: Tensor
     counts: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, num_bins: int = NUM_BINS) -> Histogram:
-        """Summarise rows [row, value]; rows with fewer values than bins stay as they are.
+    def of(cls, rows: Tensor, weights: Tensor | None = None, num_bins: int = NUM_BINS) -> Histogram:
+        """Summarise rows [row, value], of the same weight or with weights [row, value].
 
-        65,536 equal bins are merged to at most `num_bins`, half of whose edges are equally spaced and half of which
-        hold equally many values.
+        Rows with fewer values than bins stay as they are. 65,536 equal bins are merged to at most `num_bins`, half of
+        whose edges are equally spaced and half of which hold equally much.
         """
         if rows.shape[1] <= num_bins:
-            return cls(rows, torch.ones_like(rows))
-        merged = [cls._merge(row.reshape(-1), num_bins) for row in rows]
+            return cls(rows, torch.ones_like(rows) if weights is None else weights)
+        merged = [
+            cls._merge(row.reshape(-1), None if weights is None else weights[i], num_bins) for i, row in enumerate(rows)
+        ]
         widest = max(len(m[0]) for m in merged)
 
         def pad(x: Tensor) -> Tensor:
@@ -148,17 +183,18 @@ class Histogram:
         return cls(torch.stack([pad(m[0]) for m in merged]), torch.stack([pad(m[1]) for m in merged]))
 
     @staticmethod
-    def _merge(values: Tensor, num_bins: int) -> tuple[Tensor, Tensor]:
+    def _merge(values: Tensor, weights: Tensor | None, num_bins: int) -> tuple[Tensor, Tensor]:
         device = values.device
         if device.type == "mps":  # which has no float64
-            values = values.cpu()
+            values, weights = values.cpu(), None if weights is None else weights.cpu()
         low, high = values.min(), values.max()
         width = ((high - low) / FINE_BINS).clamp(min=torch.finfo(torch.float32).tiny)
         fine = ((values - low) / width).long().clamp_(max=FINE_BINS - 1)  # [value]
-        counts = torch.bincount(fine, minlength=FINE_BINS).double()  # [fine bin]
-        sums = torch.bincount(fine, weights=values.double(), minlength=FINE_BINS)  # [fine bin]
+        counts = torch.bincount(fine, None if weights is None else weights.double(), FINE_BINS).double()  # [fine bin]
+        weighted = values.double() if weights is None else values.double() * weights
+        sums = torch.bincount(fine, weighted, FINE_BINS)  # [fine bin]
         cumulative = counts.cumsum(0)
-        share = torch.arange(1, num_bins // 2, device=values.device) * (len(values) / (num_bins // 2))
+        share = torch.arange(1, num_bins // 2, device=values.device) * (float(cumulative[-1]) / (num_bins // 2))
         dense = torch.searchsorted(cumulative, share) + 1
         spaced = torch.arange(0, FINE_BINS + 1, FINE_BINS // (num_bins // 2), device=values.device)
         edges = torch.cat([dense, spaced]).unique()  # [edge]

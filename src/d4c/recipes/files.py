@@ -144,6 +144,10 @@ def _check_type(value: Any, hint: Any, where: str) -> Any:
             guess = f"; did you mean '{close}'?" if close else "."
             raise RecipeError(f"{where} cannot be {value!r}{guess} Known: {', '.join(choices)}")
         return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"{where} needs a list, not {value!r}")
+        return tuple(_check_type(item, typing.get_args(hint)[0], where) for item in value)
     if float in options and type(value) is int:
         return float(value)
     if type(value) is float and not math.isfinite(value):

@@ -104,18 +104,22 @@ class Calibrate:
             "imagenet1k" those that CLIP is usually evaluated with on these sets, and a path ending in .json a file.
         samples: how many of the images, and of the texts, ranges are found on; 0 takes all.
         padding: whether what follows the end of a text counts too, as it does for the paper's authors (Q21).
-        range: of activations, "lp" searches the least L_2.4 error, "minmax" covers every value.
+        range: of activations, "lp" searches the least L_2.4 error, "output_error" the least error of what the layers
+            behind put out, "minmax" covers every value.
         weight_range: the same of weights; "auto" searches below 8 bits.
-        layernorm_fold: exponent of the per-channel range that is moved from a LayerNorm into its readers; 0 moves none.
+        layernorm_folds: exponents of the per-channel range that is moved from a LayerNorm into its readers, of which
+            each LayerNorm takes the best; 0 moves none.
+        centre_attention: take what all keys, and all values, of an attention have in common out of them.
     """
 
     texts: int = 512
     templates: str = "generic"
     samples: int = 0
     padding: bool = False
-    range: Literal["lp", "minmax"] = "lp"
+    range: Literal["lp", "output_error", "minmax"] = "lp"
     weight_range: Literal["auto", "lp", "minmax"] = "auto"
-    layernorm_fold: float = 0.0
+    layernorm_folds: tuple[float, ...] = (0.0,)
+    centre_attention: bool = False
 
     def __post_init__(self) -> None:
         _need(self.texts >= 1 and self.samples >= 0, "calibrate", "texts >= 1, samples >= 0")
@@ -124,7 +128,11 @@ class Calibrate:
             "calibrate",
             f"templates to be one of {', '.join(TEMPLATE_SETS)}, or a .json file; got '{self.templates}'",
         )
-        _need(0 <= self.layernorm_fold <= 1, "calibrate", "layernorm_fold from 0 to 1")
+        _need(
+            len(self.layernorm_folds) > 0 and all(0 <= e <= 1 for e in self.layernorm_folds),
+            "calibrate",
+            "layernorm_folds to be a list of exponents from 0 to 1",
+        )
 
 
 @dataclass(frozen=True, slots=True)

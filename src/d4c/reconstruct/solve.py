@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from d4c.quantizers.closed_form import Factor, IntegerWeight, WeightForm, nearest, refine, solve
 from d4c.quantizers.grids import AffineGrid
-from d4c.reconstruct.closed_form import Factor, IntegerWeight, WeightForm, nearest, refine, solve
+from d4c.quantizers.moments import Moments, merge_all
 from d4c.reconstruct.learned import Learned
-from d4c.reconstruct.moments import Moments, merge_all
 from d4c.reconstruct.rows import rows_read
 from d4c.reconstruct.units import SharedInput, Unit
 

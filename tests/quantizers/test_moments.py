@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d4c.reconstruct.moments import Moments, merge_all
+from d4c.quantizers.moments import Moments, merge_all
 
 
 def streams(tokens: int, seed: int = 0, channels: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 
 from d4c.errors import CalibrationError
-from d4c.quantizers.functional import dequantize, quantize
-from d4c.quantizers.grids import AffineGrid, IntegerGrid
-from d4c.quantizers.pair_safe import column_pairs, is_pair_safe
-from d4c.reconstruct.closed_form import (
+from d4c.quantizers.closed_form import (
     Factor,
     Neighbours,
     WeightForm,
@@ -24,7 +21,10 @@ from d4c.reconstruct.closed_form import (
     search_scales,
     solve,
 )
-from d4c.reconstruct.moments import Moments
+from d4c.quantizers.functional import dequantize, quantize
+from d4c.quantizers.grids import AffineGrid, IntegerGrid
+from d4c.quantizers.moments import Moments
+from d4c.quantizers.pair_safe import column_pairs, is_pair_safe
 
 
 class Problem:

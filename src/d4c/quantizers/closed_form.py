@@ -24,8 +24,8 @@ from torch import Tensor
 from d4c.errors import CalibrationError
 from d4c.quantizers.functional import dequantize, quantize
 from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
+from d4c.quantizers.moments import Moments
 from d4c.quantizers.pair_safe import MAX_PAIR_SUM, clamp_pairs, column_pairs, pair_safe_span
-from d4c.reconstruct.moments import Moments
 
 BLOCK = 128  # columns between two matrix products
 NUM_SHRINKS, LEAST_SHRINK = 40, 0.25
