@@ -189,3 +189,56 @@ def test_the_model_is_left_as_it_was(tiny_clip: Clip) -> None:
     synthesize.run(tiny_clip, PROMPTS, SMALL)
     assert all(torch.equal(before[name], tensor) for name, tensor in tiny_clip.state_dict().items())
     assert all(p.grad is None for p in tiny_clip.parameters())
+
+
+@pytest.mark.parametrize("model", ["tiny_clip", "tiny_resnet"])
+def test_a_pyramid_lowers_the_objective_within_what_pictures_can_hold(
+    model: str, request: pytest.FixtureRequest
+) -> None:
+    clip = request.getfixturevalue(model)
+    config = dataclasses.replace(PLAIN, parametrization="pyramid", valid_pixels=False, noise=0.1, coarse_to_fine=True)
+    end = synthesize.run(clip, PROMPTS, config, seed=1)
+    start = synthesize.run(clip, PROMPTS, dataclasses.replace(config, steps=0), seed=1)
+    objective = SynthesisLoss(clip, PROMPTS, end.prompt_index, end.boxes, PLAIN, 99)
+    with torch.no_grad():
+        before, after = (float(objective(x.pixels, slice(0, 8), 0)) for x in (start, end))
+    assert after < (0.9 if model == "tiny_clip" else 1.0) * before
+    low, high = (torch.from_numpy(v) for v in clip.preprocess.valid_range())
+    assert bool(((end.pixels >= low) & (end.pixels <= high)).all())
+
+
+@pytest.mark.parametrize("parametrization", ["pixels", "pyramid"])
+def test_an_interrupted_set_of_either_kind_ends_the_same(parametrization: str, tiny_clip: Clip, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, parametrization=parametrization, noise=0.2, coarse_to_fine=True)  # type: ignore[arg-type]
+
+    def crash(_: str, done: int, __: int) -> None:
+        if done >= 10:
+            raise Crash
+
+    with pytest.raises(Crash):
+        synthesize.run(tiny_clip, PROMPTS, config, work=Work(tmp_path, crash))
+    resumed, whole = (synthesize.run(tiny_clip, PROMPTS, config, work=w) for w in (Work(tmp_path), None))
+    assert torch.equal(resumed.pixels, whole.pixels)
+
+
+def test_coarse_to_fine_looks_at_fewer_tokens_first(tiny_clip: Clip, tiny_siglip: Clip, pixels: Tensor) -> None:
+    config = dataclasses.replace(PLAIN, steps=10, coarse_to_fine=True)
+    for clip in (tiny_clip, tiny_siglip):
+        objective = objective_of(clip, config)
+        tokens: list[int] = []
+        handle = clip.image.blocks[0].register_forward_hook(lambda _, __, y, seen=tokens: seen.append(y.shape[1]))
+        for step in range(10):
+            objective(pixels[:4], slice(0, 4), step)
+        handle.remove()
+        side = clip.image.config.image_size // clip.image.config.patch_size
+        prefix = int(clip.image.config.class_token)
+        coarse = min(4, side) ** 2 if side > 4 else side * side // 2  # where 4 x 4 is all there is, half are dropped
+        assert tokens == [coarse + prefix] * 4 + [side * side // 2 + prefix] * 4 + [side * side + prefix] * 2
+
+
+def test_noise_falls_to_a_fifth(tiny_clip: Clip) -> None:
+    config = dataclasses.replace(PLAIN, steps=100, noise=0.5)
+    objective = objective_of(tiny_clip, config)
+    blank = torch.zeros(4, 3, 32, 32)
+    spread = [float(objective._noisy(blank, step, torch.Generator().manual_seed(0)).std()) for step in (0, 50, 100)]
+    assert spread == pytest.approx([0.5, 0.3, 0.1], rel=0.05)

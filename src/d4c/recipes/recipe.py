@@ -38,7 +38,11 @@ class Synthesize:
         total_variation: weight of the smoothness term; variation_distance: weight of PSAQ-ViT's distance between
             smoothness and a random target.
         jitter: largest roll along both axes, as a share of the side; the batch is mirrored half of the time too.
-        valid_pixels: clamp to what a picture can hold after every step.
+        noise: standard deviation of what is added to every view, in normalised pixels, falling to a fifth.
+        parametrization: what steps move: "pixels", or a "pyramid" of pictures from one pixel to full size.
+        coarse_to_fine: look at small pictures in the first 40 % of the steps, then at half of the patches, and at
+            everything in the last 20 %.
+        valid_pixels: clamp to what a picture can hold after every step; a pyramid cannot leave it.
         momentum_drift: one optimiser over all images, as the authors have it (Q1 of the method's doubtful points).
         prompts: "model" takes the model's own bank where it has one, "own" and "paper" name shipped banks.
         hold_out: keep every eighth name of the bank for judging; else all attract images, and names of our own bank
@@ -66,6 +70,9 @@ class Synthesize:
     total_variation: float = 0.1
     variation_distance: float = 0.0
     jitter: float = 0.0
+    noise: float = 0.0
+    parametrization: Literal["pixels", "pyramid"] = "pixels"
+    coarse_to_fine: bool = False
     valid_pixels: bool = True
     momentum_drift: bool = False
     prompts: Literal["model", "own", "paper"] = "model"
@@ -87,7 +94,17 @@ class Synthesize:
             "synthesize",
             "prompt_contrast > 0 where structural_contrast is set: both are one softmax",
         )
-        _need(0 <= self.jitter <= 1, "synthesize", "jitter from 0 to 1")
+        _need(0 <= self.jitter <= 1 and self.noise >= 0, "synthesize", "jitter from 0 to 1, noise >= 0")
+        _need(
+            self.parametrization == "pixels" or not self.momentum_drift,
+            "synthesize",
+            'parametrization = "pixels" with momentum_drift',
+        )
+        _need(
+            not (self.coarse_to_fine and self.patch_similarity),
+            "synthesize",
+            "all patches (coarse_to_fine = false) where patch_similarity compares them",
+        )
         _need(
             self.rounds >= 1 and (self.rounds == 1 or not self.momentum_drift),
             "synthesize",

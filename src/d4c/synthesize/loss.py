@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d4c.artifact.architecture import VisionTransformerConfig
 from d4c.errors import RecipeError
 from d4c.models import Clip
 from d4c.models.parts import captured_inputs
+from d4c.models.resolution import at_size
 from d4c.models.vit import VisionTransformer
 from d4c.recipes import Synthesize
 from d4c.recipes.seeds import derive_seed
@@ -26,6 +29,8 @@ from d4c.synthesize.objectives import (
 )
 from d4c.synthesize.views import background, enlarge_boxes, perturb, roll_and_mirror
 
+COARSE_UNTIL, DROPPED_UNTIL, COARSE_SIDE, RESNET_STRIDE = 0.4, 0.8, 4, 32  # shares of the steps; patches; pixels
+FINAL_NOISE = 0.2  # of the noise at the start
 MIN_TARGET, MAX_TARGET, TARGET_VALUES = 2500.0, 3000.0, 32 * 3 * 224 * 224  # PSAQ-ViT's, for its batch at its size
 
 
@@ -57,6 +62,7 @@ class SynthesisLoss:
         self.targets, self.boxes = targets.to(device), boxes.to(device)
         self.norms = _batchnorms(clip) if config.batchnorm_statistics else {}
         self.attentions = _attentions(clip) if config.patch_similarity else []
+        self.coarse = _coarse_tower(clip) if config.coarse_to_fine else None
         with torch.no_grad():
             ids = torch.from_numpy(clip.tokenizer(list(prompts))).to(device)
             self.texts = torch.cat([clip.encode_text(part, normalize=True) for part in ids.split(256)])
@@ -76,7 +82,7 @@ class SynthesisLoss:
         images = torch.cat([view, background(x, boxes, draw)]) if config.structural_contrast else view
         watched = [*self.norms, *(site for sites in self.attentions for site in sites)]
         with captured_inputs(self.clip, watched, with_graph=True) as seen:
-            features = self.clip.encode_image(images, normalize=True)
+            features = F.normalize(self._encode(self._noisy(images, step, draw), step, draw), dim=-1)
         inside = {name: calls[0][: len(view)] for name, calls in seen.items()}  # of the foregrounds alone
         loss = config.total_variation * total_variation(smooth) + self._statistics(inside)
         if config.prompt_contrast:
@@ -85,6 +91,31 @@ class SynthesisLoss:
             distance = (variation_norms(smooth) - self._variation_target(x.numel(), rows, step)).abs()
             loss = loss + config.variation_distance * distance
         return loss
+
+    def _noisy(self, images: Tensor, step: int, draw: torch.Generator) -> Tensor:
+        if not self.config.noise:
+            return images
+        share = 1 - (1 - FINAL_NOISE) * step / self.config.steps
+        return images + self.config.noise * share * torch.randn(images.shape, generator=draw).to(images.device)
+
+    def _encode(self, images: Tensor, step: int, draw: torch.Generator) -> Tensor:
+        """Embeddings; coarse to fine, first of small pictures, then of half of the patches, last of everything."""
+        tower, share = self.clip.image, step / max(1, self.config.steps)
+        if not self.config.coarse_to_fine or share >= DROPPED_UNTIL:
+            return self.clip.encode_image(images)
+        if share < COARSE_UNTIL and self.coarse is not None:
+            small = F.interpolate(images, size=self.coarse.config.image_size, mode="bilinear", antialias=True)  # type: ignore[arg-type, union-attr]
+            features: Tensor = self.coarse(small)
+            return features
+        if not isinstance(tower, VisionTransformer):
+            return self.clip.encode_image(images)
+        x = tower.embed(images)
+        prefix = int(tower.config.class_token)
+        kept = torch.randperm(x.shape[1] - prefix, generator=draw)[: (x.shape[1] - prefix) // 2].sort().values
+        x = torch.cat([x[:, :prefix], x[:, prefix + kept.to(x.device)]], dim=1)
+        for _, block in tower.named_blocks():
+            x = block(x)
+        return tower.head(x, images)
 
     def _contrast(self, features: Tensor, targets: Tensor) -> Tensor:
         temperature = self.config.temperature
@@ -129,6 +160,14 @@ class SynthesisLoss:
 def round_of(config: Synthesize, step: int) -> int:
     """Which of the rounds a step belongs to."""
     return min(config.rounds - 1, step // math.ceil(config.steps / config.rounds))
+
+
+def _coarse_tower(clip: Clip) -> nn.Module | None:
+    """The image tower for pictures of 4 x 4 patches; None where its own are not larger."""
+    config = clip.image.config
+    patch = config.patch_size if isinstance(config, VisionTransformerConfig) else RESNET_STRIDE
+    size = COARSE_SIDE * patch
+    return at_size(clip, size) if size < config.image_size else None
 
 
 def _batchnorms(clip: Clip) -> dict[str, nn.BatchNorm2d]:

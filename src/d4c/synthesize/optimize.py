@@ -12,10 +12,11 @@ from torch import Tensor
 
 from d4c.artifact.work import Work
 from d4c.errors import CalibrationError
-from d4c.images import ImageSet, clamp_valid, procedural_pixels, procedural_set
+from d4c.images import ImageSet, procedural_pixels, procedural_set
 from d4c.models import Clip
 from d4c.recipes import Synthesize
 from d4c.recipes.seeds import derive_seed
+from d4c.synthesize.canvas import Canvas, Pixels, Pyramid
 from d4c.synthesize.loss import SynthesisLoss, round_of
 from d4c.synthesize.views import sample_boxes
 
@@ -81,21 +82,28 @@ def _learning_rate(config: Synthesize, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (per_round - warm)))
 
 
-def _adam(x: Tensor, config: Synthesize) -> torch.optim.Adam:
-    return torch.optim.Adam([x], lr=config.learning_rate, betas=(config.beta1, config.beta2))
+def _adam(canvas: Canvas, config: Synthesize) -> torch.optim.Adam:
+    return torch.optim.Adam(canvas.parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2))
 
 
-def _step(loss: SynthesisLoss, x: Tensor, rows: slice, step: int, optimizer: torch.optim.Adam, drift: bool) -> None:
-    """One optimiser step on the loss of some rows; with `drift`, x is the whole set and all of it moves."""
-    config = loss.config
+def _canvas(loss: SynthesisLoss, start: Tensor) -> Canvas:
+    preprocess, config = loss.clip.preprocess, loss.config
+    if config.parametrization == "pyramid":
+        return Pyramid(start, preprocess)
+    return Pixels(start, preprocess, valid=config.valid_pixels)
+
+
+def _step(
+    loss: SynthesisLoss, canvas: Canvas, rows: slice, step: int, optimizer: torch.optim.Adam, drift: bool
+) -> None:
+    """One optimiser step on the loss of some rows; with `drift`, the canvas is the whole set and all of it moves."""
     for group in optimizer.param_groups:
-        group["lr"] = _learning_rate(config, step)
+        group["lr"] = _learning_rate(loss.config, step)
     optimizer.zero_grad(set_to_none=False)
+    x = canvas.render()
     loss(x[rows] if drift else x, rows, step).backward()
     optimizer.step()
-    if config.valid_pixels:
-        with torch.no_grad():
-            x.copy_(clamp_valid(x, loss.clip.preprocess))
+    canvas.settle()
 
 
 def _one_by_one(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
@@ -106,15 +114,16 @@ def _one_by_one(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
         if kept is not None:
             done.append(torch.from_numpy(kept["pixels"]).to(start.device))
             continue
-        x = start[rows].clone().requires_grad_()
-        optimizer = _adam(x, config)
+        canvas = _canvas(loss, start[rows])
+        optimizer = _adam(canvas, config)
         for step in range(config.steps):
             if step and round_of(config, step) != round_of(config, step - 1):
-                optimizer = _adam(x, config)
-            _step(loss, x, rows, step, optimizer, drift=False)
-            work.report("synthesize", rows.start * config.steps + (step + 1) * len(x), config.images * config.steps)
-        done.append(x.detach())
-        work.keep(f"batch-{i}", {"pixels": x.detach().cpu().numpy()})
+                optimizer = _adam(canvas, config)
+            _step(loss, canvas, rows, step, optimizer, drift=False)
+            num_done = rows.start * config.steps + (step + 1) * (rows.stop - rows.start)
+            work.report("synthesize", num_done, config.images * config.steps)
+        done.append(canvas.render().detach())
+        work.keep(f"batch-{i}", {"pixels": done[-1].cpu().numpy()})
     return torch.cat(done)
 
 
@@ -125,8 +134,9 @@ def _together(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
     doubtful points). The optimiser's state is kept once a minute.
     """
     config = loss.config
-    x = start.clone().requires_grad_()
-    optimizer = _adam(x, config)
+    canvas = Pixels(start, loss.clip.preprocess, valid=config.valid_pixels)
+    x = canvas.x
+    optimizer = _adam(canvas, config)
     first, kept = 0, work.recall("state")
     if kept is not None:
         first = int(kept["sweep"][0])
@@ -136,7 +146,7 @@ def _together(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
     kept_at = time.monotonic()
     for sweep in range(first, config.steps):
         for rows in _slices(config):
-            _step(loss, x, rows, sweep, optimizer, drift=True)
+            _step(loss, canvas, rows, sweep, optimizer, drift=True)
         work.report("synthesize", (sweep + 1) * config.images, config.images * config.steps)
         if time.monotonic() - kept_at > SECONDS_BETWEEN_CHECKPOINTS or sweep + 1 == config.steps:
             state = {k: v.cpu().numpy().reshape(v.shape or (1,)) for k, v in optimizer.state[x].items()}
