@@ -9,6 +9,7 @@ from d4c.models import Clip, load
 from d4c.models.clip import build_towers
 from d4c.models.folding import fold_batchnorm, fold_layernorm
 from d4c.models.parts import captured_inputs
+from d4c.models.sharing import replace_parameter
 from models.oracle import RESNET, inputs_for, open_clip_model, parity_errors, row_error, write_folder
 
 BLOCKS = [f"{tower}.blocks.{i}" for tower in ("image", "text") for i in (0, 1)]
@@ -97,8 +98,11 @@ def test_folding_does_not_touch_its_input(
     before, config = state_of(clip), clip.config
     folded = fold(clip)
     assert_same_state(clip, before)
-    for tensor in (*folded.parameters(), *folded.buffers()):
-        tensor.data.zero_()  # nothing is shared
+    own = {id(tensor) for tensor in (*clip.parameters(), *clip.buffers())}
+    for name, tensor in folded.named_parameters():
+        assert (id(tensor) in own) == (name in before and torch.equal(tensor, before[name]))  # shared if unchanged
+        parent, _, leaf = name.rpartition(".")
+        replace_parameter(folded.get_submodule(parent), leaf, torch.zeros_like(tensor))
     assert_same_state(clip, before)
     assert (clip.config, clip.image.config) == (config, config.image)
 

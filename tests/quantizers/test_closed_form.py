@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from d4c.errors import CalibrationError
+from d4c.quantizers import closed_form
 from d4c.quantizers.closed_form import (
     Factor,
+    IntegerWeight,
     Neighbours,
     WeightForm,
     nearest,
     pair_safe_scales,
     polish,
-    refine,
     refit_scales,
-    ridge_target,
+    ridge_move,
     round_with_feedback,
     search_scales,
-    solve,
 )
 from d4c.quantizers.functional import dequantize, quantize
 from d4c.quantizers.grids import AffineGrid, IntegerGrid
@@ -51,6 +51,24 @@ class Problem:
         """tr((Q - W*) H_λ (Q - W*)ᵀ), row by row."""
         error = values - target
         return ((error @ self.factor.ridged) * error).sum(dim=1)
+
+
+def ridge_target(weight: Tensor, cross: Tensor, factor: Factor, step: float) -> Tensor:
+    return weight + step * ridge_move(weight, weight @ cross, factor)
+
+
+def solve(
+    weight: Tensor, moments: Moments, factor: Factor, form: WeightForm, step: float, num_shrinks: int = 40
+) -> IntegerWeight:
+    target = ridge_target(weight, moments.cross, factor, step)
+    return closed_form.solve(weight, target, moments, factor, form, num_shrinks=num_shrinks)
+
+
+def refine(
+    found: IntegerWeight, weight: Tensor, moments: Moments, factor: Factor, form: WeightForm, step: float, refits: int
+) -> IntegerWeight:
+    target = ridge_target(weight, moments.cross, factor, step)
+    return closed_form.refine(found, weight, target, moments, factor, form, refits)
 
 
 def values(codes: Tensor, affine: AffineGrid) -> Tensor:

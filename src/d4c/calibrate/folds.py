@@ -17,7 +17,7 @@ from d4c.models.attention import AttentionProducts, Block
 from d4c.models.folding import centre_attention, fold_layernorm
 from d4c.models.parts import Part, TowerName, captured_inputs, keep_live, live_tokens, run_in_batches, tower_parts
 from d4c.models.quantized import sites_of
-from d4c.quantizers.closed_form import Factor, WeightForm, solve
+from d4c.quantizers.closed_form import Factor, WeightForm, ridge_move, solve
 from d4c.quantizers.functional import fake_quantize
 from d4c.quantizers.grids import TensorFormat
 from d4c.quantizers.moments import Moments
@@ -129,7 +129,11 @@ def _trial(
         fitted, judge = (
             Moments.of(x[part], noisy[part], weight, None, centred=True) for part in (slice(0, cut), slice(cut, None))
         )
-        form = WeightForm(weight.shape, forms[layer].grid, forms[layer].pair_safe)
-        found = solve(weight, fitted, Factor.of(fitted.gram, TRIAL_RIDGE), form, 1.0, num_shrinks=1)
+        form, factor = (
+            WeightForm(whole.shape, forms[layer].grid, forms[layer].pair_safe),
+            Factor.of(fitted.gram, TRIAL_RIDGE),
+        )
+        target = weight + ridge_move(weight, weight @ fitted.cross, factor)
+        found = solve(weight, target, fitted, factor, form, num_shrinks=1)
         total += float(judge.error(weight, found.change(weight), found.bias_shift).sum())
     return total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from d4c.models.attention import AttentionProducts, Block
 from d4c.models.clip import Clip
 from d4c.models.resnet import Bottleneck, ModifiedResNet, Shortcut, Stem
+from d4c.models.sharing import replace_parameter, sharing_copy
 
 
 def fold_batchnorm(clip: Clip) -> Clip:
@@ -21,7 +21,7 @@ def fold_batchnorm(clip: Clip) -> Clip:
     Returns:
         a new model; one without BatchNorm comes back as a copy.
     """
-    clip = copy.deepcopy(clip)
+    clip = sharing_copy(clip)
     for module in clip.image.modules():
         if isinstance(module, Stem | Bottleneck):
             for i in (1, 2, 3):
@@ -45,8 +45,8 @@ def _fold_pair(parent: nn.Module, conv_name: str, norm_name: str) -> None:
         t.detach().cpu().double() for t in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     )
     factor = gamma / (variance + norm.eps).sqrt()  # [out]
-    conv.weight.data = (weight * factor[:, None, None, None]).float().to(device)
-    conv.bias = nn.Parameter((beta - mean * factor).float().to(device), requires_grad=False)
+    replace_parameter(conv, "weight", (weight * factor[:, None, None, None]).float().to(device))
+    replace_parameter(conv, "bias", (beta - mean * factor).float().to(device))
     setattr(parent, norm_name, nn.Identity())
 
 
@@ -66,7 +66,7 @@ def fold_layernorm(clip: Clip, shifts: dict[str, Tensor], ratios: dict[str, Tens
     Raises:
         ValueError: a ratio is not positive and finite, or a name is not the input of an attention or an MLP.
     """
-    clip = copy.deepcopy(clip)
+    clip = sharing_copy(clip)
     left = set(shifts) | set(ratios)
     for name, block in clip.named_modules():
         if not isinstance(block, Block):
@@ -100,7 +100,7 @@ def centre_attention(clip: Clip, middles: dict[str, Tensor]) -> Clip:
     Raises:
         ValueError: a site is neither.
     """
-    clip = copy.deepcopy(clip)
+    clip = sharing_copy(clip)
     for site, middle in middles.items():
         path, _, kind = site.rpartition(".")
         attention = clip.get_submodule(path)
@@ -109,10 +109,10 @@ def centre_attention(clip: Clip, middles: dict[str, Tensor]) -> Clip:
         linear, out = attention.get_submodule(kind[0]), attention.get_submodule("out")
         assert isinstance(linear, nn.Linear)
         assert isinstance(out, nn.Linear)
-        linear.bias.data = linear.bias - middle
+        replace_parameter(linear, "bias", linear.bias - middle)
         if kind == "v_out":
             moved = out.weight.detach().cpu().double() @ middle.cpu().double()  # [out]; not every device has float64
-            out.bias.data = (out.bias.detach().cpu().double() + moved).float().to(out.bias.device)
+            replace_parameter(out, "bias", (out.bias.detach().cpu().double() + moved).float().to(out.bias.device))
     return clip
 
 
@@ -121,7 +121,8 @@ def _fold_norm(norm: nn.LayerNorm, readers: tuple[nn.Linear, ...], shift: Tensor
         raise ValueError(f"need ratios > 0, got {ratio.min():g}")
     for linear in readers:
         moved = linear.weight.detach().cpu().double() @ shift.cpu().double()  # [out]; not every device has float64
-        linear.bias.data = (linear.bias.detach().cpu().double() + moved).float().to(linear.bias.device)
-        linear.weight.data = linear.weight * ratio
-    norm.weight.data = norm.weight / ratio
-    norm.bias.data = (norm.bias - shift) / ratio
+        bias = (linear.bias.detach().cpu().double() + moved).float().to(linear.bias.device)
+        replace_parameter(linear, "bias", bias)
+        replace_parameter(linear, "weight", linear.weight * ratio)
+    replace_parameter(norm, "weight", norm.weight / ratio)
+    replace_parameter(norm, "bias", (norm.bias - shift) / ratio)

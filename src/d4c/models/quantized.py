@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from d4c.models.clip import Clip
+from d4c.models.sharing import sharing_copy
 from d4c.models.sites import LAYER_TYPES, is_attention_factor, layer_sites, tensor_sites
 from d4c.quantizers.grids import PerToken
 from d4c.quantizers.layers import (
@@ -79,7 +78,7 @@ def wrap(clip: Clip, scheme: Scheme, ranges: Ranges) -> QuantizedClip:
         ranges: a placed grid for every tensor that the scheme names, `PerToken` ones excepted.
 
     Returns:
-        a new model; `clip` is unchanged.
+        a new model, which shares with `clip` what stays float; `clip` is unchanged.
 
     Raises:
         KeyError: the scheme names a site that the model or the ranges lack.
@@ -87,7 +86,7 @@ def wrap(clip: Clip, scheme: Scheme, ranges: Ranges) -> QuantizedClip:
     unknown = {*scheme.weights, *scheme.inputs} - {*layer_sites(clip)} | {*scheme.tensors} - {*tensor_sites(clip)}
     if unknown:
         raise KeyError(min(unknown))
-    wrapped = copy.deepcopy(clip)
+    wrapped = sharing_copy(clip)
     for site, tensor_format in scheme.tensors.items():
         dynamic = isinstance(tensor_format.granularity, PerToken)
         quantizer = TokenQuantizer(tensor_format.grid) if dynamic else UniformQuantizer(ranges.tensors[site])

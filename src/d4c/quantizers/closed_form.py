@@ -78,17 +78,14 @@ class Factor:
         return found
 
 
-def ridge_target(weight: Tensor, cross: Tensor, factor: Factor, step: float) -> Tensor:
-    """W*, [out, in]; a row that would move further than its own length stays where it is.
+def ridge_move(weight: Tensor, crossed: Tensor, factor: Factor) -> Tensor:
+    """W* - W at α = 1, [out, in]; a row that would move further than its own length does not move.
 
     Args:
-        weight: W, [out, in]; cross: D, [in, in]; step: α, 1 for the optimum, 0 for W itself.
+        weight: W, [out, in]; crossed: W D, [out, in].
     """
-    if step == 0:
-        return weight
-    move = step * factor.divide(weight @ cross)
-    near = move.norm(dim=1, keepdim=True) <= weight.norm(dim=1, keepdim=True)
-    return weight + move * near
+    move = factor.divide(crossed)
+    return move * (move.norm(dim=1, keepdim=True) <= weight.norm(dim=1, keepdim=True))
 
 
 def search_scales(target: Tensor, importance: Tensor, grid: IntegerGrid, num_shrinks: int = NUM_SHRINKS) -> AffineGrid:
@@ -286,24 +283,24 @@ class WeightForm:
 
 
 def solve(
-    weight: Tensor, moments: Moments, factor: Factor, form: WeightForm, step: float, *, num_shrinks: int = NUM_SHRINKS
-) -> IntegerWeight:
-    """Target, scales and rounding with feedback.
+    weight: Tensor, target: Tensor, moments: Moments, factor: Factor, form: WeightForm, *,
+    num_shrinks: int = NUM_SHRINKS,
+) -> IntegerWeight:  # fmt: skip
+    """Scales for a target, and rounding with feedback.
 
     Args:
-        weight: W, [out, in]; moments, factor: of what the layer reads; step: α of the target.
+        weight, target: W and W*, [out, in]; moments, factor: of what the layer reads.
     """
-    target = ridge_target(weight, moments.cross, factor, step)
     affine = form.place(target, moments.gram.diagonal(), num_shrinks)
     codes = round_with_feedback(target, factor, affine, form.neighbours(weight.device))
     return _with_bias(codes, affine, weight, moments)
 
 
 def refine(
-    found: IntegerWeight, weight: Tensor, moments: Moments, factor: Factor, form: WeightForm, step: float, refits: int
-) -> IntegerWeight:
-    """Polish the codes and refit their scales in turn; arguments as for `solve`."""
-    target = ridge_target(weight, moments.cross, factor, step)
+    found: IntegerWeight, weight: Tensor, target: Tensor, moments: Moments, factor: Factor, form: WeightForm,
+    refits: int,
+) -> IntegerWeight:  # fmt: skip
+    """Polish the codes and refit their scales in turn, then polish once more; arguments as for `solve`."""
     neighbours = form.neighbours(weight.device)
     codes, affine = found.codes, found.affine
     for _ in range(refits):

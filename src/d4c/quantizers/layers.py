@@ -87,9 +87,8 @@ class GridWeight(nn.Module):
         if not bool(((codes == codes.round()) & (codes >= self.grid.qmin) & (codes <= self.grid.qmax)).all()):
             raise ValueError(f"need whole codes from {self.grid.qmin} to {self.grid.qmax}")
         if affine is not None:
-            self.scale.copy_(affine.scale)
-            self.zero_point.copy_(affine.zero_point)
-        self.values.copy_(dequantize(codes, self.scale, self.zero_point))
+            self.scale, self.zero_point = affine.scale.clone(), affine.zero_point.clone()
+        self.values = dequantize(codes, self.scale, self.zero_point)  # a new tensor: copies may share the old one
 
 
 class QuantLinear(nn.Module):

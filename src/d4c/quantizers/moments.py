@@ -9,7 +9,7 @@ With E = Ŵ - W the layer's error is that of W δ - E x̂, so nothing here cance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -78,21 +78,31 @@ class Moments:
         """
         return weight @ self.drift - change @ self.mean
 
-    def error(self, weight: Tensor, change: Tensor, bias_shift: Tensor) -> Tensor:
+    def error(self, weight: Tensor, change: Tensor, bias_shift: Tensor, crossed: Tensor | None = None) -> Tensor:
         """Mean over tokens of each output's squared error, [out]; exact.
 
         Args:
             weight, change: as for `bias_shift`; bias_shift: what the bias gained, [out].
+            crossed: W D, [out, in], where it is known.
         """
-        total = self.lost - 2 * ((weight @ self.cross) * change).sum(dim=1) + ((change @ self.gram) * change).sum(dim=1)
+        crossed = weight @ self.cross if crossed is None else crossed
+        total = self.lost - 2 * (crossed * change).sum(dim=1) + ((change @ self.gram) * change).sum(dim=1)
         offset = self.bias_shift(weight, change) - bias_shift
         return total.clamp(min=0) / self.count + offset.square()
 
 
-def merge_all(parts: Sequence[Moments], weight: Tensor) -> Moments:
-    """Merge neighbours in a binary tree: the order of additions depends on the number of parts alone."""
-    parts = list(parts)
-    while len(parts) > 1:
-        pairs = zip(parts[::2], parts[1::2], strict=False)
-        parts = [a.merge(b, weight) for a, b in pairs] + ([parts[-1]] if len(parts) % 2 else [])
-    return parts[0]
+def merge_all(parts: Iterable[Moments], weight: Tensor) -> Moments:
+    """Merge neighbours in a binary tree, as they come, so that few are alive at once.
+
+    The order of additions depends on the number of parts alone.
+    """
+    waiting: list[tuple[int, Moments]] = []  # height of each subtree, falling
+    for part in parts:
+        height = 0
+        while waiting and waiting[-1][0] == height:
+            part, height = waiting.pop()[1].merge(part, weight), height + 1
+        waiting.append((height, part))
+    merged = waiting.pop()[1]
+    while waiting:
+        merged = waiting.pop()[1].merge(merged, weight)
+    return merged

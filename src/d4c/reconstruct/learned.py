@@ -40,15 +40,13 @@ class Learned:
         )
 
     def apply(self, unit: Unit) -> None:
-        """Put it into the model."""
+        """Put it into the model; tensors are replaced, not written into, since copies may share them."""
         for site, codes in self.codes.items():
             unit.grid_weight(site).set_codes(codes, self.grids.get(site))
         for path, scale in self.scales.items():
-            unit.quantizer(path).scale.copy_(scale)
+            unit.quantizer(path).scale = scale
         for site, bias in self.biases.items():
-            held = unit.bias(site)
-            assert held is not None
-            held.copy_(bias)
+            unit.layer(site).bias = bias
 
     def to_arrays(self) -> Arrays:
         """For a file; `from_arrays` gives it back."""

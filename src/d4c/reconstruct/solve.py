@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from d4c.quantizers.closed_form import Factor, IntegerWeight, WeightForm, nearest, refine, solve
+from d4c.quantizers.closed_form import Factor, IntegerWeight, WeightForm, nearest, refine, ridge_move, solve
 from d4c.quantizers.grids import AffineGrid
 from d4c.quantizers.moments import Moments, merge_all
 from d4c.reconstruct.learned import Learned
@@ -78,31 +79,30 @@ def solve_unit(
     """
     weight = torch.cat([unit.float_weight(site).flatten(1) for site in unit.weights])  # [out of all layers, in]
     most = max(1, -(-TOKENS_PER_COLUMN * weight.shape[1] // samples))
-    parts = [_moments(unit, weight, batch, most, generator) for batch in fitted]
-    judge = merge_all([_moments(unit, weight, batch, most, generator) for batch in held], weight)
     layers = _layers(unit, input_scale)
-    cut = 3 * len(parts) // 4
+    judge = merge_all((_moments(unit, weight, batch, most, generator) for batch in held), weight)
+    parts = (_moments(unit, weight, batch, most, generator) for batch in fitted)
+    cut = 3 * len(batches(samples)) // 4
+    moments = merge_all(itertools.islice(parts, max(1, cut)), weight)
+    tried_on = merge_all(parts, weight) if cut else judge
+    ridge, step = choose(layers, weight, moments, tried_on)
     if cut:
-        trial, tried_on = merge_all(parts[:cut], weight), merge_all(parts[cut:], weight)
-    else:
-        trial, tried_on = parts[0], judge
-    ridge, step = choose(layers, weight, trial, tried_on)
-    moments = merge_all(parts, weight)
+        moments = moments.merge(tried_on, weight)
+    del tried_on
     factor = Factor.of(moments.gram, ridge)
-    before, chosen = {}, {}
+    nearest_error = error = 0.0
+    chosen = {}
     for site, (rows, form, affine) in layers.items():
-        own, own_judge = weight[rows], _of_rows(judge, rows)
-        own_moments = _of_rows(moments, rows)
-        before[site] = nearest(own, affine, form, None)
-        rounded = solve(own, own_moments, factor, form, step)
-        candidates = [rounded]
+        own, own_moments = weight[rows], _of_rows(moments, rows)
+        errors = _Errors.of(own, _of_rows(judge, rows))
+        target = own + step * ridge_move(own, own @ moments.cross, factor)
+        candidates = [solve(own, target, own_moments, factor, form)]
         if refits:
-            candidates.append(refine(rounded, own, own_moments, factor, form, step, refits))
-        chosen[site] = min(candidates, key=lambda c, w=own, j=own_judge: _error(c, w, j))  # type: ignore[misc]
-    nearest_error, error = (
-        sum(_error(found[site], weight[rows], _of_rows(judge, rows)) for site, (rows, _, _) in layers.items())
-        for found in (before, chosen)
-    )
+            candidates.append(refine(candidates[0], own, target, own_moments, factor, form, refits))
+        losses = [errors(candidate) for candidate in candidates]
+        chosen[site] = candidates[losses.index(min(losses))]
+        nearest_error += errors(nearest(own, affine, form, None))
+        error += min(losses)
     return Solution(_learned(unit, chosen), ridge, step, nearest_error, error, _changed(layers, weight, chosen))
 
 
@@ -114,15 +114,31 @@ def choose(layers: Layers, weight: Tensor, fitted: Moments, judge: Moments) -> t
     errors: dict[tuple[float, float], float] = {}
     for ridge in RIDGES:
         factor = Factor.of(fitted.gram, ridge)
-        for step in STEPS:
-            error = 0.0
-            for rows, form, _ in layers.values():
-                some = torch.arange(rows.start, rows.stop, device=weight.device)[:: _stride(rows)]
-                few = dataclasses.replace(form, shape=torch.Size([len(some), *form.shape[1:]]), least_scale=None)
-                found = solve(weight[some], _of_rows(fitted, some), factor, few, step, num_shrinks=1)
-                error += _error(found, weight[some], _of_rows(judge, some))
-            errors[ridge, step] = error
+        for rows, form, _ in layers.values():
+            some = torch.arange(rows.start, rows.stop, device=weight.device)[:: _stride(rows)]
+            own, few = weight[some], dataclasses.replace(form, least_scale=None)
+            move = ridge_move(own, own @ fitted.cross, factor)
+            own_errors = _Errors.of(own, _of_rows(judge, some))
+            for step in STEPS:
+                found = solve(own, own + step * move, _of_rows(fitted, some), factor, few, num_shrinks=1)
+                errors[ridge, step] = errors.get((ridge, step), 0.0) + own_errors(found)
     return min(errors, key=errors.__getitem__)
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """What integer weights of one layer lose on held-out tokens."""
+
+    weight: Tensor
+    judge: Moments
+    crossed: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, judge: Moments) -> _Errors:
+        return cls(weight, judge, weight @ judge.cross)
+
+    def __call__(self, found: IntegerWeight) -> float:
+        return float(self.judge.error(self.weight, found.change(self.weight), found.bias_shift, self.crossed).sum())
 
 
 def _stride(rows: slice) -> int:
@@ -162,10 +178,6 @@ def _least_scale(bias: Tensor | None, input_scale: Tensor | None) -> Tensor | No
 
 def _of_rows(moments: Moments, rows: slice | Tensor) -> Moments:
     return dataclasses.replace(moments, lost=moments.lost[rows])
-
-
-def _error(found: IntegerWeight, weight: Tensor, judge: Moments) -> float:
-    return float(judge.error(weight, found.change(weight), found.bias_shift).sum())
 
 
 def _learned(unit: Unit, chosen: Mapping[str, IntegerWeight]) -> Learned:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from d4c.models.parts import (
     tower_parts,
 )
 from d4c.models.quantized import sites_of
+from d4c.models.sharing import sharing_copy
 from d4c.quantizers.layers import UniformQuantizer
 from d4c.recipes import Reconstruct
 from d4c.recipes.seeds import derive_seed
@@ -99,7 +99,7 @@ def run(
         a new quantized model and a report for each unit.
     """
     work = work or Work()
-    quantized = copy.deepcopy(quantized)
+    quantized = sharing_copy(quantized)
     device = clip.logit_scale.device
     pixels = torch.cat([images.pixels, held_images.pixels]).to(device)
     texts, live = padded_or_live(clip, torch.cat([ids, held_ids]).to(device), padding=padding)
