@@ -52,6 +52,18 @@ def test_recipes_of_a_grid_have_its_settings_the_method_and_the_factors(tmp_path
     assert recipe.reconstruct.rounding_learning_rate == 2e-3  # 1e-3 x 100, but at most the recipe's bound
 
 
+def test_a_grid_may_name_its_own_ways_to_make_images_and_set_lists(tmp_path: Path) -> None:
+    text = GRID.replace("[[run]]", '[method.slow]\nsteps = 900\nstart = "dead_leaves"\n[[run]]', 1)
+    text = text.replace('"d4c-3"]\n[[run]]', '"slow"]\n[[run]]').replace(
+        "[set]", "[set]\ncalibrate.layernorm_folds = [0, 0.5]"
+    )
+    grid = read_grid(write(tmp_path, text))
+    (cell,) = [c for c in grid.cells if (c.model, c.label, c.method, c.seed) == ("tiny", "paper-w4a8", "slow", 1)]
+    recipe = grid.recipe(cell)
+    assert (recipe.synthesize.steps, recipe.synthesize.start) == (30, "dead_leaves")
+    assert recipe.calibrate.layernorm_folds == (0.0, 0.5)
+
+
 @pytest.mark.parametrize(("rate", "expected"), [(0.01, 0.1), (0.05, 0.2), (0.3, 0.3)])
 def test_the_rate_of_synthesis_grows_with_the_root_of_the_factor_to_a_limit(rate: float, expected: float) -> None:
     recipe = scaled(load_recipe("paper-w4a8", [f"synthesize.learning_rate={rate}"]), 100, 1)
@@ -79,7 +91,16 @@ def test_factors_of_one_change_nothing() -> None:
         ("synthesis_factor = 30", "synthesis_factor = inf", UsageError, "synthesis_factor"),
         ('dataset = "wds/colours"', "", UsageError, "dataset"),
         ("synthesize.images = 64", "synthesize.image = 64", RecipeError, "images"),
-        ("synthesize.images = 64", "synthesize.images = [64]", UsageError, "no single value"),
+        ("synthesize.images = 64", "synthesize.images = [64]", RecipeError, "needs int"),
+        ("synthesize.images = 64", "synthesize.images.x = 64", UsageError, "is a table"),
+        ("[[run]]", "[method.noise]\nsteps = 2\n[[run]]", UsageError, "exists already"),
+        (
+            "[[run]]",
+            '[method.mine]\nstep = 2\n[[run]]\nmodels=["tiny"]\nrecipes=["w4a8"]\nmethods=["mine"]\n[[run]]',
+            RecipeError,
+            "did you mean 'steps'",
+        ),
+        ('dataset = "wds/colours"', 'dataset = "wds/colours"\nmethod.mine = 3', UsageError, "write a table"),
         ("dataset", "= [", UsageError, "cannot be read"),
     ],
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from d4c.recipes import Recipe, load_recipe
 from d4c.recipes.methods import METHODS, with_method
 
 MAX_SYNTHESIS_RATE = 0.2
+KEYS = ("dataset", "seeds", "synthesis_factor", "reconstruction_factor", "set", "method", "run")
 # Methods beside `recipes.methods`: the user's own pictures, what the recipe says, and the paper's comparison.
 REAL, OWN, BASELINE = "real", "recipe", "baseline"
 
@@ -25,7 +27,8 @@ class Cell:
 
     Args:
         recipe: a shipped recipe's name, or a path; label: how tables call it.
-        method: "real", "recipe", "baseline" (BNS for ResNets, PSE for ViTs) or a name of `recipes.methods`.
+        method: "real", "recipe", "baseline" (BNS for ResNets, PSE for ViTs), a name of `recipes.methods`, or one of the
+            grid's own.
     """
 
     model: str
@@ -47,7 +50,7 @@ class Grid:
     Args:
         dataset: what accuracy is measured on; cells: in the order of the file, none twice.
         synthesis_factor, reconstruction_factor: how many times fewer steps than the recipes say (`scaled`).
-        overrides: `section.key=value`, for all recipes.
+        overrides: `section.key=value`, for all recipes; methods: the grid's own, `[synthesize]` keys by name.
     """
 
     name: str
@@ -56,10 +59,11 @@ class Grid:
     synthesis_factor: float = 1.0
     reconstruction_factor: float = 1.0
     overrides: tuple[str, ...] = ()
+    methods: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def recipe(self, cell: Cell) -> Recipe:
         """The recipe of a cell, its method's settings in place, scaled."""
-        recipe = load_recipe(cell.recipe, self.overrides)
+        recipe = load_recipe(cell.recipe, (*self.overrides, *self.methods.get(cell.method, ())))
         if cell.method in METHODS:
             recipe = dataclasses.replace(recipe, synthesize=with_method(recipe.synthesize, cell.method))
         return scaled(recipe, self.synthesis_factor, self.reconstruction_factor)
@@ -91,10 +95,12 @@ def read_grid(path: Path) -> Grid:
         reconstruction_factor = 100
         [set]                                   # keys of every recipe
         synthesize.images = 64
+        [method.twice]                          # a name for other ways to make images, keys of [synthesize]
+        steps = 120
         [[run]]                                 # as many as there are
         models = ["tiny"]
         recipes = ["paper-w4a8", "mine.toml"]   # files lie beside the grid
-        methods = ["real", "noise", "baseline", "d4c-3"]
+        methods = ["real", "noise", "baseline", "d4c-3", "twice"]
 
     Raises:
         UsageError: the file cannot be read, a key is unknown or missing, or has a value of the wrong kind.
@@ -104,8 +110,9 @@ def read_grid(path: Path) -> Grid:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
-    _check_keys(data, ("dataset", "seeds", "synthesis_factor", "reconstruction_factor", "set", "run"), f"{path}")
+    _check_keys(data, KEYS, f"{path}")
     seeds = _list(data, "seeds", int, f"{path}")
+    methods = _methods(data.get("method", {}), f"{path}")
     cells: dict[Cell, None] = {}
     for run in data.get("run", []):
         where = f"{path} [[run]]"
@@ -113,7 +120,7 @@ def read_grid(path: Path) -> Grid:
         for model in _list(run, "models", str, where):
             for recipe in _list(run, "recipes", str, where):
                 for method in _list(run, "methods", str, where):
-                    cells |= {_cell(model, recipe, method, seed, path): None for seed in seeds}
+                    cells |= {_cell(model, recipe, method, seed, path, methods): None for seed in seeds}
     if not cells:
         raise UsageError(f"{path}: no [[run]]")
     factors = {
@@ -121,14 +128,27 @@ def read_grid(path: Path) -> Grid:
     }
     if not isinstance(data.get("dataset"), str):
         raise UsageError(f'{path}: dataset is missing, as in dataset = "wds/tiny-imagenet"')
-    grid = Grid(path.stem, data["dataset"], tuple(cells), overrides=_flat(data.get("set", {}), f"{path}"), **factors)
+    overrides = _flat(data.get("set", {}), f"{path} [set]")
+    grid = Grid(path.stem, data["dataset"], tuple(cells), overrides=overrides, methods=methods, **factors)
     for cell in grid.cells:
         grid.recipe(cell)
     return grid
 
 
-def _cell(model: str, recipe: str, method: str, seed: int, path: Path) -> Cell:
-    known = (*METHODS, REAL, OWN, BASELINE)
+def _methods(tables: Any, where: str) -> dict[str, tuple[str, ...]]:
+    """The grid's own methods, each as overrides of `[synthesize]`."""
+    methods = {}
+    for name, table in tables.items() if isinstance(tables, Mapping) else ():
+        if name in (*METHODS, REAL, OWN, BASELINE):
+            raise UsageError(f"{where}: method {name} exists already; take another name")
+        if not isinstance(table, Mapping):
+            raise UsageError(f"{where} [method.{name}]: write a table")
+        methods[name] = _flat({"synthesize": table}, f"{where} [method.{name}]")
+    return methods
+
+
+def _cell(model: str, recipe: str, method: str, seed: int, path: Path, own: Collection[str]) -> Cell:
+    known = (*METHODS, REAL, OWN, BASELINE, *own)
     if method not in known:
         raise RecipeError(_unknown(f"{path}", "method", method, known))
     is_file = recipe.endswith((".toml", ".yaml", ".yml"))
@@ -155,9 +175,9 @@ def _flat(table: Any, where: str) -> tuple[str, ...]:
     for section, value in table.items() if isinstance(table, Mapping) else ():
         pairs = value.items() if isinstance(value, Mapping) else (("", value),)
         for key, given in pairs:
-            if isinstance(given, list | Mapping):
-                raise UsageError(f"{where} [set]: {section}.{key} is no single value")
-            written = f'"{given}"' if isinstance(given, str) else str(given).lower()
+            if isinstance(given, Mapping):
+                raise UsageError(f"{where}: {section}.{key} is a table")
+            written = json.dumps(given, default=str)  # as in TOML
             overrides.append(f"{section}{'.' if key else ''}{key}={written}")
     return tuple(overrides)
 
