@@ -12,13 +12,16 @@ from d4c.artifact import Work
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
-from d4c.models.parts import TowerName
+from d4c.models.parts import TowerName, tower_parts
+from d4c.quantizers.functional import quantize
 from d4c.quantizers.pair_safe import is_pair_safe
 from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import Calibrate, Recipe, Reconstruct, Rule, load_recipe
 from d4c.reconstruct import UnitReport, towers
+from d4c.reconstruct.learn import starting_weight
 from d4c.reconstruct.solve import RIDGES, STEPS
 from d4c.reconstruct.towers import OTHER_TOKENS
+from d4c.reconstruct.units import units_of
 
 SHORT = Reconstruct(iterations=3, batch=4)
 
@@ -325,3 +328,39 @@ def test_behind_the_last_keys_and_values_the_pooled_token_counts_most(
         if name.startswith("text"):
             assert torch.equal(weight > 0, live > 0)
             assert torch.equal(weight.argmax(dim=1), ids[: len(weight)].argmax(dim=1))
+
+
+def test_learning_may_start_from_the_closed_form_and_is_kept_only_where_it_is_better(
+    tiny_clip: Clip, ids: Tensor
+) -> None:
+    case = Case(tiny_clip, ids, Recipe("w2a8", rules=(Rule("*", weight_bits=2, activation_bits=8),)), images=32)
+    solved, first = case.run(CLOSED)
+    still, reports = case.run(
+        dataclasses.replace(SHORT, start="closed_form", image_scale_learning_rate=1e3, text_scale_learning_rate=1e3)
+    )
+    assert not any(r.kept for r in reports)  # ruined by its scales, so that the start stays
+    assert_same(still, solved)
+    learned, reports = case.run(Reconstruct(iterations=60, start="closed_form"))
+    assert {r.kept for r in reports} == {True, False}
+    names = [r.name for r in first]
+    for report in reports:  # errors of rounding to nearest are those that the closed form reports
+        if report.name in names[:1]:
+            expected = next(r for r in first if r.name == report.name).nearest_error
+            assert report.nearest_error == pytest.approx(expected, rel=1e-3)
+    for layer, weight in learned.quantized_weights().items():
+        torch.testing.assert_close(weight.scale, solved.quantized_weights()[layer].scale)
+
+
+def test_a_weight_that_is_learned_from_other_codes_rounds_to_these(tiny_clip: Clip, ids: Tensor) -> None:
+    case = Case(tiny_clip, ids, "w4a4")
+    quantized, _ = case.run(CLOSED)
+    for model, moved in ((case.quantized, False), (quantized, True)):
+        for part in tower_parts(model, "image"):
+            for unit in units_of(part, model, case.clip, "layer"):
+                for site in unit.weights:
+                    weight, held = starting_weight(unit, site), unit.grid_weight(site)
+                    codes = quantize(weight, held.scale, held.zero_point, held.grid)
+                    assert torch.equal(codes, held.codes())
+                    assert moved or (
+                        weight is not unit.float_weight(site) and torch.equal(weight, unit.float_weight(site))
+                    )

@@ -157,8 +157,9 @@ class Reconstruct:
     """How rounding is chosen.
 
     Args:
-        method: "adaround" learns it by gradients; "closed_form" solves each layer, and needs none of the keys below but
+        method: "adaround" learns it by gradients; "closed_form" solves each layer, and takes none of the keys below but
             `refits` and `gate`.
+        start: what "adaround" starts from: rounding to "nearest", or the codes, scales and biases of the "closed_form".
         unit: "layer" learns the layers that share an input together, "block" whole residual blocks, "auto" takes
             blocks in ResNets and layers elsewhere, as the paper does.
         iterations: steps of each unit; batch: samples of each step.
@@ -174,6 +175,7 @@ class Reconstruct:
     """
 
     method: Literal["none", "adaround", "closed_form"] = "adaround"
+    start: Literal["nearest", "closed_form"] = "nearest"
     unit: Literal["layer", "block", "auto"] = "auto"
     iterations: int = 1000
     batch: int = 32

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from d4c.errors import CalibrationError
+from d4c.quantizers.functional import quantize
 from d4c.quantizers.grids import AffineGrid
 from d4c.quantizers.layers import UniformQuantizer
 from d4c.quantizers.pair_safe import clamp_pairs
@@ -20,6 +21,7 @@ from d4c.reconstruct.adaround import beta_at, hard_codes, initial_alpha, roundin
 from d4c.reconstruct.learned import Learned
 from d4c.reconstruct.units import Unit, channel_dim
 
+ALMOST_HALF = 0.49  # of a step: close to the next code, not yet beyond
 LEAST_SCALE = torch.finfo(torch.float32).eps
 
 
@@ -89,7 +91,7 @@ def learn(
     generator: torch.Generator,
     report: Callable[[int], None],
 ) -> Learned:
-    """Fit rounding and scales to the float unit's outputs; the unit itself is not changed.
+    """Fit rounding and scales to the float unit's outputs, from the unit as it stands; the unit is not changed.
 
     Args:
         batch: samples a step, drawn with replacement.
@@ -99,7 +101,7 @@ def learn(
     Raises:
         CalibrationError: the error is not finite.
     """
-    roundings = {site: Rounding(unit.float_weight(site), unit.grid_weight(site).affine) for site in unit.weights}
+    roundings = {site: Rounding(starting_weight(unit, site), unit.grid_weight(site).affine) for site in unit.weights}
     scales = {path: unit.quantizer(path).scale.clone().requires_grad_() for path in unit.quantizers}
     module = _with_dropping(unit, config.keep_quantized, generator)
     alphas = [rounding.alpha for rounding in roundings.values()]
@@ -134,6 +136,18 @@ def learn(
         {site: rounding.codes(site in unit.pair_safe) for site, rounding in roundings.items()},
         {path: scale.detach().abs().clamp(min=LEAST_SCALE) for path, scale in scales.items()},
     )
+
+
+def starting_weight(unit: Unit, site: str) -> Tensor:
+    """The weight whose rounding is learned: the float weight, moved to where the codes as they stand are its nearest.
+
+    Where they are that already, which is everywhere unless a closed form chose them, it is the float weight itself.
+    """
+    weight, held = unit.float_weight(site), unit.grid_weight(site)
+    codes, affine = held.codes(), held.affine
+    at = codes - affine.zero_point
+    moved = (weight / affine.scale).clamp(at - ALMOST_HALF, at + ALMOST_HALF) * affine.scale
+    return torch.where(codes == quantize(weight, affine.scale, affine.zero_point, affine.grid), weight, moved)
 
 
 @torch.no_grad()

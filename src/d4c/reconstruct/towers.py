@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from d4c.models.parts import (
 )
 from d4c.models.quantized import sites_of
 from d4c.models.sharing import sharing_copy
+from d4c.quantizers.functional import quantize
 from d4c.quantizers.layers import UniformQuantizer
 from d4c.recipes import Reconstruct
 from d4c.recipes.seeds import derive_seed
@@ -45,7 +47,8 @@ class UnitReport:
         weight_bits: of its layers, the fewest.
         nearest_error, learned_error: mean squared output error on held-out samples, round-to-nearest against learned.
         codes_changed: share of its codes that differ from round-to-nearest.
-        kept: whether the learned rounding stays; it goes where it is worse on held-out samples, if the recipe says so.
+        kept: whether the learned rounding stays; where it is worse on held-out samples than what it started from, it
+            goes, if the recipe says so.
         ridge, step: of a closed form, how strongly its target is held at the float weight, and how far it went.
     """
 
@@ -98,7 +101,13 @@ def run(
     Returns:
         a new quantized model and a report for each unit.
     """
-    work = work or Work()
+    work, given_model = work or Work(), quantized
+    if config.method == "adaround" and config.start == "closed_form":
+        first = dataclasses.replace(config, method="closed_form")
+        quantized, _ = run(
+            clip, quantized, images, ids, held_images, held_ids, first,
+            seed=seed, padding=padding, towers=towers, work=work.within("start"),
+        )  # fmt: skip
     quantized = sharing_copy(quantized)
     device = clip.logit_scale.device
     pixels = torch.cat([images.pixels, held_images.pixels]).to(device)
@@ -113,8 +122,10 @@ def run(
         streams = (inputs.data, inputs.data)
         parts = tower_parts(quantized, tower)
         for part, float_part in zip(parts, tower_parts(clip, tower), strict=True):
-            for unit in units_of(part, quantized, clip, kind):
-                place = Place(unit, part, float_part, quantized, clip, streams, inputs, tower, part is parts[-2])
+            untouched = units_of(part, given_model, clip, kind)
+            for unit, nearest in zip(units_of(part, quantized, clip, kind), untouched, strict=True):
+                last = part is parts[-2]
+                place = Place(unit, nearest, part, float_part, quantized, clip, streams, inputs, tower, last)
                 if closed:
                     reports.append(_solve(place, config, seed, work))
                     work.report("reconstruct", len(reports), total)
@@ -133,12 +144,14 @@ class Place:
     """A unit, where it stands in both models, and what flows there.
 
     Args:
+        nearest: the same unit of the model that was given, rounded to nearest.
         part, float_part: the part of the quantized and of the float tower that the unit is in.
         streams: what goes into these parts: float, quantized.
         last: whether the part is the last block, of which only the pooled token counts in ViTs and texts.
     """
 
     unit: Unit
+    nearest: Unit
     part: Part
     float_part: Part
     quantized: QuantizedClip
@@ -218,7 +231,7 @@ def _batch(place: Place, rows: slice) -> Batch:
 
 
 def _learn(place: Place, config: Reconstruct, seed: int, progress: _Progress) -> UnitReport:
-    """Learn one unit, or recall it, and put the better of learned and nearest rounding into the model."""
+    """Learn one unit, or recall it, and put the better of that and what it started from into the model."""
     unit = place.unit
     samples = _samples(place, config.keep_quantized < 1)
     num_fitted = place.inputs.num_fitted
@@ -228,8 +241,12 @@ def _learn(place: Place, config: Reconstruct, seed: int, progress: _Progress) ->
         num_samples = len(fitted)
         fitted, held = _tokens(fitted), _tokens(held)
         batch = max(1, round(config.batch * len(fitted) / num_samples))
-    nearest_error = unit_error(unit, held)
-    nearest = Learned.current(unit)
+    start, start_error = Learned.current(unit), unit_error(unit, held)
+    nearest_error = start_error
+    if config.start != "nearest":
+        Learned.current(place.nearest).apply(unit)
+        nearest_error = unit_error(unit, held)
+        start.apply(unit)
     piece = progress.work.recall(unit.name)
     if piece is not None:
         learned = Learned.from_arrays(piece, unit)
@@ -242,12 +259,21 @@ def _learn(place: Place, config: Reconstruct, seed: int, progress: _Progress) ->
         progress.work.keep(unit.name, learned.to_arrays())
     learned.apply(unit)
     learned_error = unit_error(unit, held)
-    changed = sum(float((learned.codes[s] != nearest.codes[s]).sum()) for s in unit.weights)
-    total = sum(learned.codes[s].numel() for s in unit.weights)
-    kept = learned_error <= nearest_error or not config.gate
+    changed = _share_changed(unit)
+    kept = learned_error <= start_error or not config.gate
     if not kept:
-        nearest.apply(unit)
-    return UnitReport(unit.name, _fewest_bits(unit), nearest_error, learned_error, changed / total, kept)
+        start.apply(unit)
+    return UnitReport(unit.name, _fewest_bits(unit), nearest_error, learned_error, changed, kept)
+
+
+def _share_changed(unit: Unit) -> float:
+    """Share of a unit's codes that are not the float weight's nearest on the same grid."""
+    changed = total = 0
+    for site in unit.weights:
+        affine, codes = unit.grid_weight(site).affine, unit.grid_weight(site).codes()
+        plain = quantize(unit.float_weight(site), affine.scale, affine.zero_point, affine.grid)
+        changed, total = changed + int((plain != codes).sum()), total + codes.numel()
+    return changed / total
 
 
 def _fewest_bits(unit: Unit) -> int:
