@@ -305,15 +305,15 @@ def test_behind_the_last_keys_and_values_the_pooled_token_counts_most(
 ) -> None:
     case = Case(tiny_clip, ids)
     weights: dict[str, Tensor | None] = {}
-    original = towers._batch
+    original = towers.Place.batch
 
-    def look(place: towers.Place, rows: slice) -> Any:
-        batch = original(place, rows)
-        if rows.start == 0:  # fitted, not held out
+    def look(place: towers.Place, number: int) -> Any:
+        batch = original(place, number)
+        if number == 0:  # fitted, not held out
             weights[place.unit.name] = batch.token_weight
         return batch
 
-    monkeypatch.setattr(towers, "_batch", look)
+    monkeypatch.setattr(towers.Place, "batch", look)
     case.run(CLOSED)
     for name in ("image.blocks.0.mlp.fc1", "image.blocks.1.attention.q+k+v", "image.projection"):
         assert weights[name] is None

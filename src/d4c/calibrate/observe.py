@@ -20,6 +20,7 @@ from d4c.quantizers.pair_safe import pair_safe_span
 from d4c.quantizers.range_search import lp_range, lp_range_brute_force, minmax_range, output_range
 from d4c.quantizers.ranges import Ranges
 from d4c.quantizers.scheme import Scheme
+from d4c.ranks import ALONE, Ranks
 from d4c.recipes import Calibrate
 
 Observe = Callable[[Tensor, IntegerGrid], AffineGrid]
@@ -39,6 +40,7 @@ def run(
     *,
     towers: Sequence[TowerName] = ("image", "text"),
     work: Work | None = None,
+    ranks: Ranks = ALONE,
 ) -> Ranges:
     """Find the grid of every tensor that the scheme names.
 
@@ -50,6 +52,7 @@ def run(
         clip: float, BatchNorm folded; it is not changed.
         ids: calibration texts, [text, token].
         towers: whose grids to find; neither tower's depend on the other.
+        ranks: processes that share the search; each runs the whole float model.
 
     Raises:
         CalibrationError: a tensor is not finite.
@@ -62,41 +65,58 @@ def run(
     tensors: dict[str, AffineGrid] = {}
     inputs: dict[str, AffineGrid] = {}
     for tower in towers:
-        _observe_tower(clip, tower, *data[tower], scheme, config, work, tensors, inputs)
-    weights = {}
+        _observe_tower(clip, tower, *data[tower], scheme, config, work, ranks, tensors, inputs)
     reads = sites_of(clip).inputs
     chosen = {layer: f for layer, f in scheme.weights.items() if layer.partition(".")[0] in towers}
-    for i, (layer, weight_format) in enumerate(chosen.items()):
-        affine = _weight_grid(clip.get_submodule(layer).weight, weight_format, config)  # type: ignore[arg-type]
+    mine = {}
+    for i, layer in _shared(list(chosen), ranks):
+        affine = _weight_grid(clip.get_submodule(layer).weight, chosen[layer], config)  # type: ignore[arg-type]
         source = tensors.get(reads.get(layer, "")) or inputs.get(layer)
-        weights[layer] = _room_for_bias(affine, clip.get_submodule(layer), source)
+        mine[i] = _room_for_bias(affine, clip.get_submodule(layer), source)
         work.report("calibrate weights", i + 1, len(chosen))
-    return Ranges(weights, tensors, inputs)
+    return Ranges(_everyones(mine, {layer: f.grid for layer, f in chosen.items()}, ranks), tensors, inputs)
+
+
+def _shared(sites: list[str], ranks: Ranks) -> list[tuple[int, str]]:
+    """The sites that this process places grids for, with their numbers."""
+    return [(i, sites[i]) for i in ranks.share(len(sites))]
+
+
+def _everyones(mine: Mapping[int, AffineGrid], grids: Mapping[str, IntegerGrid], ranks: Ranks) -> dict[str, AffineGrid]:
+    """All sites' placed grids, in order, whoever placed them."""
+    placed = ranks.collect({i: [a.scale, a.zero_point] for i, a in mine.items()}, len(grids))
+    return {site: AffineGrid(scale, zero, grids[site]) for site, (scale, zero) in zip(grids, placed, strict=True)}
 
 
 def _observe_tower(
     clip: Clip, tower: TowerName, data: Tensor, live: Tensor | None, scheme: Scheme, config: Calibrate, work: Work,
-    tensors: dict[str, AffineGrid], inputs: dict[str, AffineGrid],
+    ranks: Ranks, tensors: dict[str, AffineGrid], inputs: dict[str, AffineGrid],
 ) -> None:  # fmt: skip
     """Add the grids of a tower's tensor sites to `tensors`, those of its layers' own inputs to `inputs`."""
     stream, parts = data, tower_parts(clip, tower)
-    for i, part in enumerate(parts):
+    for number, part in enumerate(parts):
         wanted = {**_placed(scheme.tensors, part.owns), **_placed(scheme.inputs, part.owns)}
+        wanted.pop("image.pixels", None)
         with captured_inputs(clip, list(wanted)) as seen:
             stream = run_in_batches(part, stream, data)
-        for site, tensor_format in wanted.items():
+        mine = {}
+        for i, site in _shared(list(wanted), ranks):
             values = keep_live(torch.cat(seen.pop(site)), live)
             if not bool(values.isfinite().all()):
                 raise CalibrationError(f"{site}: activations are not finite; are the weights sound?")
-            found = tensors if site in scheme.tensors else inputs
-            if config.range == "output_error" and not isinstance(tensor_format.granularity, PerChannel):
-                found[site] = _place_for_readers(values, _readers(clip, site), tensor_format.grid)
-            else:
-                found[site] = _place(values, tensor_format, OBSERVERS.get(config.range, lp_range))
-        work.report(f"calibrate {tower}", i + 1, len(parts))
-    if tower == "image" and "image.pixels" in tensors:
+            mine[i] = _observe(clip, site, values, wanted[site], config)
+        for site, affine in _everyones(mine, {site: f.grid for site, f in wanted.items()}, ranks).items():
+            (tensors if site in scheme.tensors else inputs)[site] = affine
+        work.report(f"calibrate {tower}", number + 1, len(parts))
+    if tower == "image" and "image.pixels" in scheme.tensors:
         low, high = (torch.from_numpy(v).to(data.device) for v in clip.preprocess.valid_range())
         tensors["image.pixels"] = place_grid(low.min(), high.max(), scheme.tensors["image.pixels"].grid)
+
+
+def _observe(clip: Clip, site: str, values: Tensor, tensor_format: TensorFormat, config: Calibrate) -> AffineGrid:
+    if config.range == "output_error" and not isinstance(tensor_format.granularity, PerChannel):
+        return _place_for_readers(values, _readers(clip, site), tensor_format.grid)
+    return _place(values, tensor_format, OBSERVERS.get(config.range, lp_range))
 
 
 def _placed(formats: Mapping[str, TensorFormat], owns: Callable[[str], bool]) -> dict[str, TensorFormat]:

@@ -23,7 +23,7 @@ from d4c.cli.recipes import recipes
 from d4c.cli.reproduce import reproduce
 from d4c.cli.synthesize import synthesize
 from d4c.cli.verify import verify
-from d4c.errors import D4CError
+from d4c.errors import D4CError, UsageError
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -62,6 +62,10 @@ def main() -> None:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         _end("interrupted", INTERRUPTED)
+    except UsageError as error:
+        if os.environ.get("RANK", "0") != "0":  # the first of several processes says it for all
+            sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except D4CError as error:
         _end(str(error), error.exit_code)
     except BrokenPipeError:

@@ -32,16 +32,24 @@ def quantize(
     keep_images: Annotated[bool, typer.Option("--keep-images", help="Leave them in OUT.work.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Turn a CLIP into a small, integer artifact folder; the same command continues an interrupted run."""
+    """Turn a CLIP into a small, integer artifact folder; the same command continues an interrupted run.
+
+    Under `torchrun … -m d4c quantize` several processes share the work.
+    """
     options.use_threads(threads)
     from d4c import pipeline
+    from d4c.ranks import join
 
     job = pipeline.prepare(
         model, recipe=recipe, out=out, pretrained=pretrained, images=images, prompts=prompts, device=device, seed=seed,
         overrides=overrides or (), fresh=fresh, keep_images=keep_images,
     )  # fmt: skip
+    ranks = join(str(job.clip.logit_scale.device))
+    ranks.agree(lambda: None)  # nobody begins before everyone has looked at what is there
     with progress() as report:
-        summary = pipeline.run(job, report)
+        summary = pipeline.run(job, report, ranks)
+    if summary is None:
+        return
     if as_json:
         print_json({**summary, "folder": str(job.out)})
     else:

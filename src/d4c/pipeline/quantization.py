@@ -33,6 +33,7 @@ from d4c.pipeline.stages import Stages, hash_of, tensor_hash
 from d4c.prompts import PromptBank, calibration_texts, load_prompts, load_templates, read_prompts
 from d4c.quantizers.ranges import Ranges
 from d4c.quantizers.scheme import Scheme, resolve_scheme
+from d4c.ranks import ALONE, Ranks
 from d4c.recipes import Recipe, Reconstruct, Synthesize, dump_recipe, load_recipe
 from d4c.recipes.seeds import derive_seed
 
@@ -186,21 +187,24 @@ def make_job(
     return job
 
 
-def run(job: Job, report: Report | None = None) -> dict[str, Any]:
+def run(job: Job, report: Report | None = None, ranks: Ranks = ALONE) -> dict[str, Any] | None:
     """Do all stages and write the artifact; a finished artifact with the same settings is left as it is.
 
+    Args:
+        ranks: processes that each call this with the same job; the artifact does not depend on how many they are.
+
     Returns:
-        the content of report.json.
+        the content of report.json; None in all processes but the first, which are done when the rounding is chosen.
     """
-    if (job.out / "report.json").exists():
-        finished: dict[str, Any] = json.loads((job.out / "report.json").read_text(encoding="utf-8"))
-        remove_pieces(job.work_folder)  # of a run that was killed between its last two steps
-        return finished
+    finished = ranks.agree(lambda: _finished(job))
+    if finished is not None:
+        return finished if ranks.first else None
     clip, recipe = job.clip, job.recipe
-    stages = Stages(Work(job.work_folder, report) if report else Work(job.work_folder), environment(clip))
+    work = Work(job.work_folder, report) if report and ranks.first else Work(job.work_folder)
+    stages = Stages(work, environment(clip), ranks)
     images = _images(job, stages)
     held = stages.run("held-out", [job.held_bank.prompts], lambda work: synthesize.held_out_sets(
-        clip, job.held_bank.prompts, user_cache(), work
+        clip, job.held_bank.prompts, user_cache(), work, ranks
     ))  # fmt: skip
     ids = calibration_tokens(clip, job.bank, job.templates, recipe.calibrate.texts, job.seed)
     held_ids = held_out_tokens(clip, job.held_bank)
@@ -211,8 +215,11 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     if recipe.reconstruct.method != "none":
         quantized, units = stages.run("reconstruct", [recipe.reconstruct, job.seed], lambda work: reconstruct.run(
             folded, quantized, images, ids, held["synthetic"], held_ids, recipe.reconstruct,
-            seed=job.seed, padding=recipe.calibrate.padding, work=work,
+            seed=job.seed, padding=recipe.calibrate.padding, work=work, ranks=ranks,
         ))  # fmt: skip
+    if not ranks.first:
+        return None
+    stages.ranks = ALONE  # the others are done
     arrays, config = package.freeze(quantized, recipe)
     num_parameters = sum(t.numel() for t in clip.state_dict().values() if t.is_floating_point())
     manifest = _manifest(job) | {"parameters": num_parameters}
@@ -242,6 +249,15 @@ def run(job: Job, report: Report | None = None) -> dict[str, Any]:
     return summary
 
 
+def _finished(job: Job) -> dict[str, Any] | None:
+    """The report of an artifact that is there already."""
+    if not (job.out / "report.json").exists():
+        return None
+    report: dict[str, Any] = json.loads((job.out / "report.json").read_text(encoding="utf-8"))
+    remove_pieces(job.work_folder)  # of a run that was killed between its last two steps
+    return report
+
+
 def _images(job: Job, stages: Stages) -> ImageSet:
     if job.images is not None:
         given = job.images
@@ -249,7 +265,9 @@ def _images(job: Job, stages: Stages) -> ImageSet:
     return stages.run(
         "synthesize",
         [job.recipe.synthesize, job.bank.prompts, job.seed],
-        lambda work: synthesize.run(job.clip, job.bank.prompts, job.recipe.synthesize, seed=job.seed, work=work),
+        lambda work: synthesize.run(
+            job.clip, job.bank.prompts, job.recipe.synthesize, seed=job.seed, work=work, ranks=stages.ranks
+        ),
         save=ImageSet.save,
         recall=ImageSet.load,
     )
@@ -261,7 +279,7 @@ def _ranges(job: Job, stages: Stages, folded: Clip, images: ImageSet, ids: Tenso
     return stages.run(
         "calibrate",
         [dump_recipe(quantization), job.bank.prompts, job.templates, job.seed],
-        lambda work: calibrate.run(folded, images, ids, job.scheme, recipe.calibrate, work=work),
+        lambda work: calibrate.run(folded, images, ids, job.scheme, recipe.calibrate, work=work, ranks=stages.ranks),
         save=lambda ranges, path: save_file(ranges.to_tensors(), path),
         recall=lambda path: Ranges.from_tensors(load_file(path, device=str(folded.logit_scale.device))),
     )

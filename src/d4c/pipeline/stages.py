@@ -17,6 +17,7 @@ from torch import Tensor
 
 from d4c.artifact import Work
 from d4c.artifact.work import appearing_whole
+from d4c.ranks import ALONE, Ranks
 
 Result = TypeVar("Result")
 
@@ -27,10 +28,11 @@ class Stages:
     Args:
         work: in the job's folder for results of unfinished stages.
         environment: what determines every stage.
+        ranks: processes that run all stages side by side; the first keeps results.
     """
 
-    def __init__(self, work: Work, environment: Sequence[Any]) -> None:
-        self.work, self.key = work, hash_of(*environment)
+    def __init__(self, work: Work, environment: Sequence[Any], ranks: Ranks = ALONE) -> None:
+        self.work, self.key, self.ranks = work, hash_of(*environment), ranks
         self.record: dict[str, dict[str, Any]] = {}
 
     def run(
@@ -53,10 +55,10 @@ class Stages:
         work = self.work.within(f"{name}-{self.key[:16]}")
         assert work.folder is not None
         path = work.folder / "result.safetensors"
-        result = _recalled(path, recall)
+        result = self.ranks.agree(lambda: _recalled(path, recall))
         if result is None:
             result = compute(work)
-            if save is not None:
+            if save is not None and self.ranks.first:
                 with appearing_whole(path) as temporary:
                     save(result, temporary)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

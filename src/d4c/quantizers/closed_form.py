@@ -16,6 +16,7 @@ COMQ's (arXiv:2403.07134). The error of the result is Σ_j R_jj² (t_j - q_j)²,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -251,6 +252,16 @@ class IntegerWeight:
     affine: AffineGrid
     bias_shift: Tensor
 
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], grid: IntegerGrid) -> IntegerWeight:
+        """The inverse of `tensors`."""
+        codes, scale, zero_point, bias_shift = tensors
+        return cls(codes, AffineGrid(scale, zero_point, grid), bias_shift)
+
+    def tensors(self) -> list[Tensor]:
+        """Codes, scale, zero point and bias shift, each with rows along its first axis."""
+        return [self.codes, self.affine.scale, self.affine.zero_point, self.bias_shift]
+
     def change(self, weight: Tensor) -> Tensor:
         """E = Ŵ - W, [out, in]."""
         return dequantize(self.codes, self.affine.scale, self.affine.zero_point) - weight
@@ -268,6 +279,11 @@ class WeightForm:
     grid: IntegerGrid
     pair_safe: bool
     least_scale: Tensor | None = None
+
+    def rows(self, rows: slice) -> WeightForm:
+        """That of some rows."""
+        least = None if self.least_scale is None else self.least_scale[rows]
+        return replace(self, shape=torch.Size([rows.stop - rows.start, *self.shape[1:]]), least_scale=least)
 
     def neighbours(self, device: torch.device) -> Neighbours | None:
         """Of a pair-safe weight."""

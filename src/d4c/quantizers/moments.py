@@ -55,6 +55,10 @@ class Moments:
         lost = (delta @ weight.T).square_().T @ w  # [out]
         return cls(count, mean, drift, weighted.T @ centre, delta.T @ weighted, lost)
 
+    def tensors(self) -> list[Tensor]:
+        """The fields in order, as the constructor takes them."""
+        return [self.count, self.mean, self.drift, self.gram, self.cross, self.lost]
+
     def merge(self, other: Moments, weight: Tensor) -> Moments:
         """Sums over both sets of tokens, about their common mean (Chan, Golub and LeVeque 1979)."""
         count = self.count + other.count

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +12,15 @@ from torch import Tensor
 from d4c.quantizers.closed_form import Factor, IntegerWeight, WeightForm, nearest, refine, ridge_move, solve
 from d4c.quantizers.grids import AffineGrid
 from d4c.quantizers.moments import Moments, merge_all
+from d4c.ranks import ALONE, Ranks
+from d4c.recipes.seeds import derive_seed
 from d4c.reconstruct.learned import Learned
 from d4c.reconstruct.rows import rows_read
 from d4c.reconstruct.units import SharedInput, Unit
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 STEPS = (0.0, 0.5, 1.0)
+BLOCK_ROWS = 512  # of a weight, solved together
 ROWS_TRIED = 64  # of each layer, for the choice among them
 TOKENS_PER_COLUMN = 16
 BIAS_BITS = 30  # as in calibration: |bias code| < 2^30
@@ -36,6 +38,37 @@ class Batch:
     x: Tensor
     quantized: Tensor
     token_weight: Tensor | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which samples are looked at together, and which of these batches are for what; the same for all units of a tower.
+
+    Args:
+        batches: 32 samples each, or fewer where that would make less than four to fit to; fitted ones first.
+        fitted: the first batches, to fit to with every ridge and step; tried_on: those by which one is chosen, and that
+            are fitted to as well then; held: those that judge the result.
+        samples: how many are fitted to, with those for the choice.
+    """
+
+    batches: tuple[slice, ...]
+    fitted: range
+    tried_on: range
+    held: range
+    samples: int
+
+    @classmethod
+    def of(cls, num_fitted: int, num: int) -> Split:
+        """Of `num` samples, the last of which are held out."""
+        fitted, held = _batches(0, num_fitted), _batches(num_fitted, num)
+        cut, first_held = max(1, 3 * len(fitted) // 4), len(fitted)
+        every = range(first_held + len(held))
+        return cls((*fitted, *held), every[:cut], every[cut:first_held], every[first_held:], num_fitted)
+
+    def mine(self, ranks: Ranks) -> set[int]:
+        """The batches that this process runs."""
+        parts = (self.fitted, self.tried_on, self.held)
+        return {part[i] for part in parts for group in _groups(len(part), ranks) if group.is_mine for i in group.leaves}
 
 
 @dataclass(frozen=True)
@@ -58,62 +91,88 @@ class Solution:
 @torch.no_grad()
 def solve_unit(
     unit: Unit,
-    fitted: Iterable[Batch],
-    held: Iterable[Batch],
-    samples: int,
+    split: Split,
+    batch: Callable[[int], Batch],
     refits: int,
     *,
     input_scale: Tensor | None,
-    generator: torch.Generator,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> Solution:
     """Choose codes, scales and biases of all layers of a unit; the unit itself is not changed.
 
-    Ridge and step are chosen by fitting the first three quarters of the batches and judging on the last; the result is
-    fitted to all.
-
     Args:
-        fitted, held: batches to fit to, and to judge by; samples: how many there are in `fitted`.
+        batch: what the unit reads in a batch of `split`, by its number.
         refits: how often codes are polished and scales refitted; 0 leaves both as they are.
         input_scale: of the integer tensor that the unit reads, so that biases fit beside it; None where it is float.
-        generator: on the CPU, for which rows of large feature maps are looked at.
+        seed: for which rows of large feature maps are looked at.
     """
     weight = torch.cat([unit.float_weight(site).flatten(1) for site in unit.weights])  # [out of all layers, in]
-    most = max(1, -(-TOKENS_PER_COLUMN * weight.shape[1] // samples))
+    most = max(1, -(-TOKENS_PER_COLUMN * weight.shape[1] // split.samples))
+
+    def sums(numbers: range) -> Moments:
+        def make(number: int) -> Moments:
+            generator = torch.Generator().manual_seed(derive_seed(seed, "rows", number))
+            return _moments(unit, weight, batch(number), most, generator)
+
+        return _merge_shared(make, numbers, weight, ranks)
+
     layers = _layers(unit, input_scale)
-    judge = merge_all((_moments(unit, weight, batch, most, generator) for batch in held), weight)
-    parts = (_moments(unit, weight, batch, most, generator) for batch in fitted)
-    cut = 3 * len(batches(samples)) // 4
-    moments = merge_all(itertools.islice(parts, max(1, cut)), weight)
-    tried_on = merge_all(parts, weight) if cut else judge
-    ridge, step = choose(layers, weight, moments, tried_on)
-    if cut:
+    judge, moments = sums(split.held), sums(split.fitted)
+    tried_on = sums(split.tried_on) if split.tried_on else None
+    ridge, step = choose(layers, weight, moments, tried_on or judge, ranks)
+    if tried_on is not None:
         moments = moments.merge(tried_on, weight)
     del tried_on
     factor = Factor.of(moments.gram, ridge)
     nearest_error = error = 0.0
     chosen = {}
     for site, (rows, form, affine) in layers.items():
-        own, own_moments = weight[rows], _of_rows(moments, rows)
+        whole, own_judge, own = weight[rows], _of_rows(judge, rows), _of_rows(moments, rows)
+        candidates, losses, plain = _candidates(whole, own, own_judge, factor, form, affine, step, refits, ranks)
+        chosen[site] = candidates[losses.index(min(losses))]
+        nearest_error, error = nearest_error + plain, error + min(losses)
+    return Solution(_learned(unit, chosen), ridge, step, nearest_error, error, _changed(layers, weight, chosen))
+
+
+def _candidates(
+    weight: Tensor, moments: Moments, judge: Moments, factor: Factor, form: WeightForm, affine: AffineGrid,
+    step: float, refits: int, ranks: Ranks,
+) -> tuple[list[IntegerWeight], list[float], float]:  # fmt: skip
+    """A layer's integer weights before and after refinement, what each loses, and what rounding to nearest does.
+
+    Rows do not depend on each other: they are solved in blocks whose height is always the same.
+    """
+    blocks = [slice(i, min(i + BLOCK_ROWS, len(weight))) for i in range(0, len(weight), BLOCK_ROWS)]
+    mine = {}
+    for number in ranks.share(len(blocks)):
+        rows = blocks[number]
+        own, own_moments, part = weight[rows], _of_rows(moments, rows), form.rows(rows)
         errors = _Errors.of(own, _of_rows(judge, rows))
         target = own + step * ridge_move(own, own @ moments.cross, factor)
-        candidates = [solve(own, target, own_moments, factor, form)]
+        found = [solve(own, target, own_moments, factor, part)]
         if refits:
-            candidates.append(refine(candidates[0], own, target, own_moments, factor, form, refits))
-        losses = [errors(candidate) for candidate in candidates]
-        chosen[site] = candidates[losses.index(min(losses))]
-        nearest_error += errors(nearest(own, affine, form, None))
-        error += min(losses)
-    return Solution(_learned(unit, chosen), ridge, step, nearest_error, error, _changed(layers, weight, chosen))
+            found.append(refine(found[0], own, target, own_moments, factor, part, refits))
+        before = nearest(own, AffineGrid(affine.scale[rows], affine.zero_point[rows], affine.grid), part, None)
+        losses = torch.tensor([errors(some) for some in (before, *found)], dtype=torch.float64)
+        mine[number] = [losses, *(tensor for some in found for tensor in some.tensors())]
+    collected = ranks.collect(mine, len(blocks))
+    plain, *sums = torch.stack([part[0] for part in collected]).sum(dim=0).tolist()
+    columns = [torch.cat(tensors) for tensors in zip(*(part[1:] for part in collected), strict=True)]
+    candidates = [IntegerWeight.of(columns[i : i + 4], form.grid) for i in range(0, len(columns), 4)]
+    return candidates, sums, plain
 
 
 Layers = Mapping[str, tuple[slice, WeightForm, AffineGrid]]
 
 
-def choose(layers: Layers, weight: Tensor, fitted: Moments, judge: Moments) -> tuple[float, float]:
+def choose(
+    layers: Layers, weight: Tensor, fitted: Moments, judge: Moments, ranks: Ranks = ALONE
+) -> tuple[float, float]:
     """Ridge and step with the least error on `judge`, tried on some rows of each layer."""
-    errors: dict[tuple[float, float], float] = {}
-    for ridge in RIDGES:
-        factor = Factor.of(fitted.gram, ridge)
+    mine: dict[int, dict[float, float]] = {}
+    for number in ranks.share(len(RIDGES)):
+        factor, errors = Factor.of(fitted.gram, RIDGES[number]), dict.fromkeys(STEPS, 0.0)
         for rows, form, _ in layers.values():
             some = torch.arange(rows.start, rows.stop, device=weight.device)[:: _stride(rows)]
             own, few = weight[some], dataclasses.replace(form, least_scale=None)
@@ -121,8 +180,10 @@ def choose(layers: Layers, weight: Tensor, fitted: Moments, judge: Moments) -> t
             own_errors = _Errors.of(own, _of_rows(judge, some))
             for step in STEPS:
                 found = solve(own, own + step * move, _of_rows(fitted, some), factor, few, num_shrinks=1)
-                errors[ridge, step] = errors.get((ridge, step), 0.0) + own_errors(found)
-    return min(errors, key=errors.__getitem__)
+                errors[step] += own_errors(found)
+        mine[number] = errors
+    by_ridge = dict(zip(RIDGES, ranks.collect_values(mine, len(RIDGES)), strict=True))
+    return min(((ridge, step) for ridge in RIDGES for step in STEPS), key=lambda c: by_ridge[c[0]][c[1]])
 
 
 @dataclass(frozen=True)
@@ -202,7 +263,33 @@ def _changed(layers: Layers, weight: Tensor, chosen: Mapping[str, IntegerWeight]
     return changed / total
 
 
-def batches(stop: int, start: int = 0) -> Sequence[slice]:
-    """Which samples from `start` to `stop` are summed together: 32, or fewer where that makes less than 4 batches."""
+@dataclass(frozen=True)
+class _Group:
+    """Batches whose sums one process adds up: a whole subtree of `merge_all`'s tree over all of them."""
+
+    leaves: range
+    is_mine: bool
+
+
+def _groups(count: int, ranks: Ranks) -> list[_Group]:
+    size = 1
+    while 2 * size * ranks.size <= count:
+        size *= 2
+    starts = range(0, count, size)
+    return [_Group(range(s, min(s + size, count)), i % ranks.size == ranks.rank) for i, s in enumerate(starts)]
+
+
+def _merge_shared(make: Callable[[int], Moments], numbers: range, weight: Tensor, ranks: Ranks) -> Moments:
+    """The sums over some batches, whoever made them; bit for bit what one process would get."""
+    groups = _groups(len(numbers), ranks)
+    mine = {
+        i: merge_all((make(numbers[leaf]) for leaf in group.leaves), weight).tensors()
+        for i, group in enumerate(groups)
+        if group.is_mine
+    }
+    return merge_all((Moments(*tensors) for tensors in ranks.collect(mine, len(groups))), weight)
+
+
+def _batches(start: int, stop: int) -> list[slice]:
     size = max(1, min(32, -(-(stop - start) // 4)))
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,11 +29,12 @@ from d4c.models.quantized import sites_of
 from d4c.models.sharing import sharing_copy
 from d4c.quantizers.functional import quantize
 from d4c.quantizers.layers import UniformQuantizer
+from d4c.ranks import ALONE, Ranks
 from d4c.recipes import Reconstruct
 from d4c.recipes.seeds import derive_seed
 from d4c.reconstruct.learn import Samples, learn, unit_error
 from d4c.reconstruct.learned import Learned
-from d4c.reconstruct.solve import Batch, batches, solve_unit
+from d4c.reconstruct.solve import Batch, Split, solve_unit
 from d4c.reconstruct.units import Unit, units_of
 
 OTHER_TOKENS = 0.1  # weight, next to the pooled token's 1, of all others of a sample together
@@ -88,8 +89,9 @@ def run(
     padding: bool = False,
     towers: Sequence[TowerName] = ("image", "text"),
     work: Work | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[QuantizedClip, list[UnitReport]]:
-    """Learn the rounding of every unit, in the order of the forward pass, on inputs that are already quantized.
+    """Choose the rounding of every unit, in the order of the forward pass, on inputs that are already quantized.
 
     Args:
         clip: the float model `quantized` was wrapped from; neither is changed.
@@ -97,6 +99,7 @@ def run(
         padding: whether what follows the end of a text counts too.
         towers: which to reconstruct; neither tower's result depends on the other.
         work: remembers finished units.
+        ranks: processes that share the closed form's work; learning is not shared, and every one does all of it.
 
     Returns:
         a new quantized model and a report for each unit.
@@ -106,7 +109,7 @@ def run(
         first = dataclasses.replace(config, method="closed_form")
         quantized, _ = run(
             clip, quantized, images, ids, held_images, held_ids, first,
-            seed=seed, padding=padding, towers=towers, work=work.within("start"),
+            seed=seed, padding=padding, towers=towers, work=work.within("start"), ranks=ranks,
         )  # fmt: skip
     quantized = sharing_copy(quantized)
     device = clip.logit_scale.device
@@ -119,23 +122,28 @@ def run(
     reports: list[UnitReport] = []
     for tower in towers:
         inputs = given[tower]
-        streams = (inputs.data, inputs.data)
+        split = Split.of(inputs.num_fitted, len(inputs.data))
+        mine = split.mine(ranks) if closed else range(len(split.batches))
+        plain = {number: inputs.data[split.batches[number]] for number in mine}
+        noisy = dict(plain)
         parts = tower_parts(quantized, tower)
         for part, float_part in zip(parts, tower_parts(clip, tower), strict=True):
             untouched = units_of(part, given_model, clip, kind)
             for unit, nearest in zip(units_of(part, quantized, clip, kind), untouched, strict=True):
                 last = part is parts[-2]
-                place = Place(unit, nearest, part, float_part, quantized, clip, streams, inputs, tower, last)
+                place = Place(
+                    unit, nearest, part, float_part, quantized, clip, plain, noisy, inputs, split, tower, last
+                )
                 if closed:
-                    reports.append(_solve(place, config, seed, work))
+                    reports.append(_solve(place, config, seed, work, ranks))
                     work.report("reconstruct", len(reports), total)
                 else:
                     progress = _Progress(work, len(reports), total, config.iterations)
                     reports.append(_learn(place, config, seed, progress))
-            streams = (
-                run_in_batches(float_part, streams[0], inputs.data),
-                run_in_batches(part, streams[1], inputs.data),
-            )
+            for number in mine:
+                data = inputs.data[split.batches[number]]
+                plain[number] = run_in_batches(float_part, plain[number], data)
+                noisy[number] = run_in_batches(part, noisy[number], data)
     return quantized, reports
 
 
@@ -146,7 +154,7 @@ class Place:
     Args:
         nearest: the same unit of the model that was given, rounded to nearest.
         part, float_part: the part of the quantized and of the float tower that the unit is in.
-        streams: what goes into these parts: float, quantized.
+        plain, noisy: what goes into these parts, float and quantized, by number of the batch in `split`.
         last: whether the part is the last block, of which only the pooled token counts in ViTs and texts.
     """
 
@@ -156,19 +164,26 @@ class Place:
     float_part: Part
     quantized: QuantizedClip
     clip: Clip
-    streams: tuple[Tensor, Tensor]
+    plain: Mapping[int, Tensor]
+    noisy: Mapping[int, Tensor]
     inputs: Inputs
+    split: Split
     tower: TowerName
     last: bool
 
-    def read(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """What some samples bring to the unit in the float and in the quantized stream."""
-        plain, noisy = self.streams
-        data, unit = self.inputs.data[rows], self.unit
+    def read(self, number: int) -> tuple[Tensor, Tensor]:
+        """What a batch brings to the unit in the float and in the quantized stream."""
+        data, unit = self.inputs.data[self.split.batches[number]], self.unit
         return (
-            input_to(self.clip, unit.reference_input_of, self.float_part, plain[rows], data),
-            input_to(self.quantized, unit.input_of, self.part, noisy[rows], data),
+            input_to(self.clip, unit.reference_input_of, self.float_part, self.plain[number], data),
+            input_to(self.quantized, unit.input_of, self.part, self.noisy[number], data),
         )
+
+    def batch(self, number: int) -> Batch:
+        """The same, with how much its tokens count."""
+        x, noisy = self.read(number)
+        weight = self.token_weight(self.split.batches[number], x.shape[1]) if x.ndim == 3 else None
+        return Batch(x, noisy, weight)
 
     def token_weight(self, rows: slice, tokens: int) -> Tensor | None:
         """How much each token counts, [sample, token]; None where all count alike.
@@ -197,37 +212,29 @@ class _Progress:
         self.work.report("reconstruct", self.units_done * self.iterations + step, self.units * self.iterations)
 
 
-def _solve(place: Place, config: Reconstruct, seed: int, work: Work) -> UnitReport:
+def _solve(place: Place, config: Reconstruct, seed: int, work: Work, ranks: Ranks) -> UnitReport:
     """Solve one unit in closed form, or recall it, and put the better of it and nearest rounding into the model."""
-    unit, num_fitted = place.unit, place.inputs.num_fitted
-    piece = work.recall(unit.name)
+    unit = place.unit
+    piece = ranks.agree(lambda: work.recall(unit.name))
     if piece is not None:
         learned = Learned.from_arrays(piece, unit)
         ridge, step, nearest_error, error, changed = (float(x) for x in piece["report"])
     else:
-        samples = len(place.inputs.data)
         source = place.quantized.get_submodule(sites_of(place.clip).inputs[next(iter(unit.weights))])
         solution = solve_unit(
-            unit,
-            (_batch(place, rows) for rows in batches(num_fitted)),
-            (_batch(place, rows) for rows in batches(samples, num_fitted)),
-            num_fitted,
-            config.refits,
+            unit, place.split, place.batch, config.refits,
             input_scale=source.scale if isinstance(source, UniformQuantizer) else None,
-            generator=torch.Generator().manual_seed(derive_seed(seed, "reconstruct", unit.name)),
-        )
+            seed=derive_seed(seed, "reconstruct", unit.name), ranks=ranks,
+        )  # fmt: skip
         learned, ridge, step = solution.learned, solution.ridge, solution.step
         nearest_error, error, changed = solution.nearest_error, solution.error, solution.codes_changed
-        work.keep(unit.name, {**learned.to_arrays(), "report": np.array([ridge, step, nearest_error, error, changed])})
+        if ranks.first:
+            report = np.array([ridge, step, nearest_error, error, changed])
+            work.keep(unit.name, {**learned.to_arrays(), "report": report})
     kept = error <= nearest_error or not config.gate
     if kept:
         learned.apply(unit)
     return UnitReport(unit.name, _fewest_bits(unit), nearest_error, error, changed, kept, ridge, step)
-
-
-def _batch(place: Place, rows: slice) -> Batch:
-    x, noisy = place.read(rows)
-    return Batch(x, noisy, place.token_weight(rows, x.shape[1]) if x.ndim == 3 else None)
 
 
 def _learn(place: Place, config: Reconstruct, seed: int, progress: _Progress) -> UnitReport:
@@ -283,7 +290,7 @@ def _fewest_bits(unit: Unit) -> int:
 def _samples(place: Place, mixed: bool) -> Samples:
     """Run the part on both streams and keep what goes into the unit and what should come out."""
     unit = place.unit
-    read = [place.read(slice(start, start + 32)) for start in range(0, len(place.inputs.data), 32)]
+    read = [place.read(number) for number in range(len(place.split.batches))]
     plain, noisy = (torch.cat(parts) for parts in zip(*read, strict=True))
     extra: tuple[Tensor | None, ...] = ()
     if isinstance(unit.module, Block):

@@ -17,6 +17,7 @@ from d4c.artifact.work import appearing_whole
 from d4c.errors import ImageFileError
 from d4c.images import ImageSet, procedural_set
 from d4c.models import Clip
+from d4c.ranks import ALONE, Ranks
 from d4c.recipes import Synthesize
 from d4c.synthesize.optimize import run
 
@@ -26,7 +27,9 @@ FAST = Synthesize(images=NUM_IMAGES, steps=20, batch=16, structural_contrast=Fal
 HASTY = dataclasses.replace(FAST, steps=10)
 
 
-def held_out_sets(clip: Clip, prompts: Sequence[str], cache: Path | None, work: Work) -> dict[str, ImageSet]:
+def held_out_sets(
+    clip: Clip, prompts: Sequence[str], cache: Path | None, work: Work, ranks: Ranks = ALONE
+) -> dict[str, ImageSet]:
     """Four sets of 32: `synthetic`, `ten_steps`, `one_over_f` and `dead_leaves`.
 
     Args:
@@ -34,29 +37,39 @@ def held_out_sets(clip: Clip, prompts: Sequence[str], cache: Path | None, work: 
         cache: folder for the two optimised sets, found again by model, prompts, threads and device; None keeps none.
     """
     made = {
-        "synthetic": _cached(clip, prompts, FAST, cache, work),
-        "ten_steps": _cached(clip, prompts, HASTY, cache, work),
+        "synthetic": _cached(clip, prompts, FAST, cache, work, ranks),
+        "ten_steps": _cached(clip, prompts, HASTY, cache, work, ranks),
     }
     for i, name in enumerate(("one_over_f", "dead_leaves")):
         made[name] = procedural_set(name, NUM_IMAGES, clip.preprocess, SEED + i)
     return made
 
 
-def _cached(clip: Clip, prompts: Sequence[str], config: Synthesize, cache: Path | None, work: Work) -> ImageSet:
+def _cached(
+    clip: Clip, prompts: Sequence[str], config: Synthesize, cache: Path | None, work: Work, ranks: Ranks
+) -> ImageSet:
     settings = [
         clip.fingerprint, dataclasses.asdict(clip.preprocess), list(prompts), dataclasses.asdict(config), SEED,
         torch.get_num_threads(), clip.logit_scale.device.type, torch.__version__,
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
     path = None if cache is None else cache / "held-out" / f"{key}.safetensors"
-    if path is not None and path.exists():
-        try:
-            return ImageSet.load(path)
-        except ImageFileError:
-            path.unlink()
-    images = run(clip, prompts, config, seed=SEED, work=work.within(f"held-out-{config.steps}"))
-    if path is not None:
+    kept = ranks.agree(lambda: _recalled(path))
+    if kept is not None:
+        return kept
+    images = run(clip, prompts, config, seed=SEED, work=work.within(f"held-out-{config.steps}"), ranks=ranks)
+    if path is not None and ranks.first:
         # a cache that cannot be written is no reason to fail
         with contextlib.suppress(OSError, SafetensorError), appearing_whole(path) as temporary:
             images.save(temporary)
     return images
+
+
+def _recalled(path: Path | None) -> ImageSet | None:
+    if path is None or not path.exists():
+        return None
+    try:
+        return ImageSet.load(path)
+    except ImageFileError:
+        path.unlink()
+        return None

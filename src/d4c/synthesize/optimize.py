@@ -14,6 +14,7 @@ from d4c.artifact.work import Work
 from d4c.errors import CalibrationError
 from d4c.images import ImageSet, procedural_pixels, procedural_set
 from d4c.models import Clip
+from d4c.ranks import ALONE, Ranks
 from d4c.recipes import Synthesize
 from d4c.recipes.seeds import derive_seed
 from d4c.synthesize.canvas import Canvas, Pixels, Pyramid
@@ -23,13 +24,21 @@ from d4c.synthesize.views import sample_boxes
 SECONDS_BETWEEN_CHECKPOINTS = 60
 
 
-def run(clip: Clip, prompts: Sequence[str], config: Synthesize, *, seed: int = 0, work: Work | None = None) -> ImageSet:
+def run(
+    clip: Clip,
+    prompts: Sequence[str],
+    config: Synthesize,
+    *,
+    seed: int = 0,
+    work: Work | None = None,
+    ranks: Ranks = ALONE,
+) -> ImageSet:
     """Make calibration images.
 
     Args:
         clip: the float model; it is not changed.
         prompts: texts that images are drawn towards; unused by procedures.
-        work: remembers finished micro-batches.
+        work: remembers finished micro-batches; ranks: processes that share them, unless one optimiser moves all images.
 
     Returns:
         `config.images` images on the CPU.
@@ -54,7 +63,7 @@ def run(clip: Clip, prompts: Sequence[str], config: Synthesize, *, seed: int = 0
     boxes = sample_boxes(config.images, clip.preprocess.size, draw)
     loss = SynthesisLoss(clip, prompts, targets, boxes, config, seed)
     make = _together if config.momentum_drift else _one_by_one
-    pixels = make(loss, start.to(device), work).cpu()
+    pixels = make(loss, start.to(device), work, ranks).cpu()
     if not bool(pixels.isfinite().all()):
         raise CalibrationError("synthesis: pixels are not finite; lower synthesize.learning_rate")
     settings = dataclasses.asdict(config)
@@ -106,13 +115,15 @@ def _step(
     canvas.settle()
 
 
-def _one_by_one(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
+def _one_by_one(loss: SynthesisLoss, start: Tensor, work: Work, ranks: Ranks) -> Tensor:
     """Every micro-batch from start to end with an optimiser of its own."""
-    config, done = loss.config, []
-    for i, rows in enumerate(_slices(config)):
+    config, slices = loss.config, list(_slices(loss.config))
+    mine: dict[int, list[Tensor]] = {}
+    for i in ranks.share(len(slices)):
+        rows = slices[i]
         kept = work.recall(f"batch-{i}")
         if kept is not None:
-            done.append(torch.from_numpy(kept["pixels"]).to(start.device))
+            mine[i] = [torch.from_numpy(kept["pixels"]).to(start.device)]
             continue
         canvas = _canvas(loss, start[rows])
         optimizer = _adam(canvas, config)
@@ -122,12 +133,19 @@ def _one_by_one(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
             _step(loss, canvas, rows, step, optimizer, drift=False)
             num_done = rows.start * config.steps + (step + 1) * (rows.stop - rows.start)
             work.report("synthesize", num_done, config.images * config.steps)
-        done.append(canvas.render().detach())
-        work.keep(f"batch-{i}", {"pixels": done[-1].cpu().numpy()})
-    return torch.cat(done)
+        mine[i] = [canvas.render().detach()]
+        work.keep(f"batch-{i}", {"pixels": mine[i][0].cpu().numpy()})
+    return torch.cat([pixels for (pixels,) in ranks.collect(mine, len(slices))])
 
 
-def _together(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
+def _together(loss: SynthesisLoss, start: Tensor, work: Work, ranks: Ranks) -> Tensor:
+    """All images under one optimiser, by the first process."""
+    mine = {0: [_drift(loss, start, work)]} if ranks.first else {}
+    ((pixels,),) = ranks.collect(mine, 1)
+    return pixels
+
+
+def _drift(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
     """One optimiser over all images, stepping after each micro-batch, so that momentum moves the others too.
 
     A sweep over M micro-batches thus moves every pixel by about sqrt(M) learning rates (Q1, Q2 of the method's
