@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 import d4c
-from d4c import pipeline
-from d4c.errors import ArtifactError, UsageError
+from d4c import package, pipeline
+from d4c.errors import ArtifactError, RecipeError, UsageError
 from d4c.images import ImageSet
-from d4c.recipes import recipe_names
+from d4c.models.folding import fold_batchnorm
+from d4c.pipeline.budget import uniform_schemes
+from d4c.recipes import load_recipe, recipe_names
 
 SMALL = (
     "synthesize.images=4", "synthesize.batch=2", "synthesize.steps=3", "calibrate.texts=8", "reconstruct.iterations=4",
@@ -252,3 +254,32 @@ def test_synthesized_images_continue_after_a_crash(vit_folder: Path, tmp_path: P
     whole = make(tmp_path / "whole", lambda *_: None)
     assert torch.equal(make(tmp_path / "crashed", lambda *_: None), whole)
     assert {p.name for p in (tmp_path / "crashed").iterdir()} == {"images.safetensors", "contact_sheet.png"}
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("recipe", ["w4a8", "w8"])
+def test_a_size_budget_is_never_exceeded_and_spent(
+    kind: str, recipe: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(f"{kind}_folder")
+    with pytest.raises(UsageError, match="with 4 bits everywhere it takes"):
+        quantize(folder, tmp_path / "none", recipe, size_budget=100_000)
+    assert not any(tmp_path.iterdir())
+    clip = fold_batchnorm(d4c.load(f"local-dir:{folder}"))
+    least, most = (package.stored_bytes(clip, s) for s in uniform_schemes(clip, load_recipe(recipe)).values())
+    sizes, low = [], []
+    for i, share in enumerate((0, 0.3, 0.7, 1)):
+        budget, out = int(least + share * (most - least)), tmp_path / str(i)
+        quantize(folder, out, recipe, size_budget=budget)
+        sizes.append((out / "model.safetensors").stat().st_size)
+        assert 0.9 * budget < sizes[-1] <= budget
+        weights = json.loads((out / "config.json").read_text())["quantization_config"]["weights"].values()
+        low.append(sum(weight["bits"] == 4 for weight in weights))
+    assert sizes == sorted(sizes)
+    assert low == sorted(low, reverse=True)
+    assert low[0] > 0 == low[-1]
+
+
+def test_a_simulation_has_no_size(vit_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="simulation only"):
+        quantize(vit_folder, tmp_path / "out", "w4a4", size_budget=10**9)

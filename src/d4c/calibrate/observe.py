@@ -70,7 +70,7 @@ def run(
     chosen = {layer: f for layer, f in scheme.weights.items() if layer.partition(".")[0] in towers}
     mine = {}
     for i, layer in _shared(list(chosen), ranks):
-        affine = _weight_grid(clip.get_submodule(layer).weight, chosen[layer], config)  # type: ignore[arg-type]
+        affine = weight_grid(clip.get_submodule(layer).weight, chosen[layer], config)  # type: ignore[arg-type]
         source = tensors.get(reads.get(layer, "")) or inputs.get(layer)
         mine[i] = _room_for_bias(affine, clip.get_submodule(layer), source)
         work.report("calibrate weights", i + 1, len(chosen))
@@ -173,7 +173,7 @@ def _without_bias(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-def _weight_grid(weight: Tensor, weight_format: TensorFormat, config: Calibrate) -> AffineGrid:
+def weight_grid(weight: Tensor, weight_format: TensorFormat, config: Calibrate) -> AffineGrid:
     """A scale for each output channel, [out, 1, ..]."""
     rows = weight.detach().flatten(1)  # [out, column]
     grid = weight_format.grid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,18 @@ Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe key: synthesize.images=64")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def size(text: str) -> int:
+    """Bytes of "80MB", "1.5 GiB" or "1000000"."""
+    found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) *([A-Za-z]*)", text.strip())
+    unit = UNITS.get(found[2].upper() or "B") if found else None
+    if found is None or unit is None:
+        raise typer.BadParameter(f"'{text}' is no size; write it as in 80MB")
+    return int(float(found[1]) * unit)
 
 
 def use_threads(threads: int | None) -> None:

@@ -24,6 +24,14 @@ def quantize(
         ),
     ] = None,
     prompts: options.Prompts = None,
+    size_budget: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.size,
+            metavar="SIZE",
+            help="As 80MB: give each layer 4 or 8 bits, so that model.safetensors fits.",
+        ),
+    ] = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     seed: options.Seed = 0,
@@ -42,7 +50,7 @@ def quantize(
 
     job = pipeline.prepare(
         model, recipe=recipe, out=out, pretrained=pretrained, images=images, prompts=prompts, device=device, seed=seed,
-        overrides=overrides or (), fresh=fresh, keep_images=keep_images,
+        overrides=overrides or (), size_budget=size_budget, fresh=fresh, keep_images=keep_images,
     )  # fmt: skip
     ranks = join(str(job.clip.logit_scale.device))
     ranks.agree(lambda: None)  # nobody begins before everyone has looked at what is there

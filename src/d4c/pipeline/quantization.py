@@ -28,6 +28,7 @@ from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder
 from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
 from d4c.models.load import prompts_beside
+from d4c.pipeline.budget import bits_within, check_budget
 from d4c.pipeline.places import KEPT_IMAGES, check_pieces, check_writable, remove_pieces, resolve_device
 from d4c.pipeline.stages import Stages, hash_of, tensor_hash
 from d4c.prompts import PromptBank, calibration_texts, load_prompts, load_templates, read_prompts
@@ -48,6 +49,7 @@ class Job:
         clip: the float model on its device; bank: what images are drawn towards; held_bank: names that judge.
         templates: what the texts of calibration put the bank's names in.
         images: pictures of the user's own, or None where they are to be made.
+        size_budget: bytes that weights may take, for which bits are chosen layer by layer; None leaves the recipe's.
         settings: hash of all that the user decided: model, recipe, prompts, images, seed.
     """
 
@@ -61,6 +63,7 @@ class Job:
     out: Path
     seed: int
     keep_images: bool
+    size_budget: int | None
     settings: str
 
     @property
@@ -80,6 +83,7 @@ def quantize(
     device: str = "auto",
     seed: int = 0,
     overrides: Sequence[str] = (),
+    size_budget: int | None = None,
     fresh: bool = False,
     keep_images: bool = False,
     report: Report | None = None,
@@ -94,6 +98,7 @@ def quantize(
             name of a procedure ("noise", "one_over_f", "dead_leaves").
         prompts: a JSON file of class names and templates instead of the model's own bank.
         device: "auto", "cpu", "cuda" or "mps".
+        size_budget: bytes that model.safetensors may take: each layer gets 4 or 8 bits, whichever loses least together.
         fresh: start over instead of continuing, or over a finished artifact.
         keep_images: leave the calibration images in OUT.work.
         report: called with a label, steps done and their total.
@@ -106,7 +111,7 @@ def quantize(
     """
     job = prepare(
         model, recipe=recipe, out=out, pretrained=pretrained, images=images, prompts=prompts, device=device, seed=seed,
-        overrides=overrides, fresh=fresh, keep_images=keep_images,
+        overrides=overrides, size_budget=size_budget, fresh=fresh, keep_images=keep_images,
     )  # fmt: skip
     run(job, report)
     return load_quantized(job.out, device=str(job.clip.logit_scale.device))
@@ -134,6 +139,7 @@ def prepare(
     overrides: Sequence[str],
     fresh: bool,
     keep_images: bool,
+    size_budget: int | None = None,
 ) -> Job:
     """Look everything up, so that what is wrong with a request shows before any work and before anything is written.
 
@@ -149,7 +155,7 @@ def prepare(
     given = _given_images(images, clip, resolved, seed)
     return make_job(
         clip, resolved, bank or default_bank(model, resolved), templates, given, folder,
-        seed=seed, keep_images=keep_images, fresh=fresh,
+        seed=seed, keep_images=keep_images, fresh=fresh, size_budget=size_budget,
     )  # fmt: skip
 
 
@@ -164,6 +170,7 @@ def make_job(
     seed: int,
     keep_images: bool,
     fresh: bool,
+    size_budget: int | None = None,
 ) -> Job:
     """A job of what was looked up already; arguments as in `Job`.
 
@@ -172,17 +179,20 @@ def make_job(
 
     Raises:
         RecipeError: the model cannot have what the recipe asks for.
-        UsageError: `out` holds something else, or an artifact made with other settings.
+        UsageError: `out` holds something else, or an artifact made with other settings; the size budget is too small.
     """
     scheme = resolve_scheme(recipe, sites_of(clip))
+    if size_budget is not None:
+        check_budget(clip, recipe, size_budget)
     if images is None:
         synthesize.check_objectives(clip, recipe.synthesize)
     bank, held_bank = split_bank(bank, recipe)
     pixels = None if images is None else tensor_hash(images.pixels)
     settings = hash_of(
-        clip.fingerprint, clip.preprocess, dump_recipe(recipe), seed, bank.prompts, templates, pixels
+        clip.fingerprint, clip.preprocess, dump_recipe(recipe), seed, bank.prompts, templates, pixels,
+        *([] if size_budget is None else [size_budget]),
     )  # fmt: skip
-    job = Job(clip, recipe, scheme, bank, held_bank, templates, images, out, seed, keep_images, settings)
+    job = Job(clip, recipe, scheme, bank, held_bank, templates, images, out, seed, keep_images, size_budget, settings)
     _check_finished(job, fresh)
     return job
 
@@ -199,22 +209,29 @@ def run(job: Job, report: Report | None = None, ranks: Ranks = ALONE) -> dict[st
     finished = ranks.agree(lambda: _finished(job))
     if finished is not None:
         return finished if ranks.first else None
-    clip, recipe = job.clip, job.recipe
+    clip = job.clip
     work = Work(job.work_folder, report) if report and ranks.first else Work(job.work_folder)
     stages = Stages(work, environment(clip), ranks)
     images = _images(job, stages)
     held = stages.run("held-out", [job.held_bank.prompts], lambda work: synthesize.held_out_sets(
         clip, job.held_bank.prompts, user_cache(), work, ranks
     ))  # fmt: skip
-    ids = calibration_tokens(clip, job.bank, job.templates, recipe.calibrate.texts, job.seed)
+    ids = calibration_tokens(clip, job.bank, job.templates, job.recipe.calibrate.texts, job.seed)
     held_ids = held_out_tokens(clip, job.held_bank)
-    folded = calibrate.fold(fold(clip, recipe), images, ids, job.scheme, recipe.calibrate)
+    folded = fold(clip, job.recipe)
+    if job.size_budget is not None:
+        bits = bits_within(job.size_budget, folded, job.recipe, held["synthetic"].pixels, held_ids, stages)
+        fitting = job.recipe.with_weight_bits(bits)
+        job = dataclasses.replace(job, recipe=fitting, scheme=resolve_scheme(fitting, sites_of(clip)))
+    recipe = job.recipe
+    folded = calibrate.fold(folded, images, ids, job.scheme, recipe.calibrate)
     ranges = _ranges(job, stages, folded, images, ids)
-    quantized = wrap(folded, job.scheme, ranges)
     units: list[reconstruct.UnitReport] = []
-    if recipe.reconstruct.method != "none":
+    if recipe.reconstruct.method == "none":
+        quantized = wrap(folded, job.scheme, ranges)
+    else:  # nobody holds on to the wrapped model, so that its weights go as better ones come
         quantized, units = stages.run("reconstruct", [recipe.reconstruct, job.seed], lambda work: reconstruct.run(
-            folded, quantized, images, ids, held["synthetic"], held_ids, recipe.reconstruct,
+            folded, wrap(folded, job.scheme, ranges), images, ids, held["synthetic"], held_ids, recipe.reconstruct,
             seed=job.seed, padding=recipe.calibrate.padding, work=work, ranks=ranks,
         ))  # fmt: skip
     if not ranks.first:

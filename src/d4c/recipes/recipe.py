@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -286,6 +288,13 @@ class Recipe:
         """The bits that the rules give a site; 32 where none speaks."""
         found: int = self._last(site, key, FLOAT_BITS)
         return found
+
+    def with_weight_bits(self, bits: Mapping[str, int]) -> Recipe:
+        """The same with other weight bits for some layers, by name."""
+        rules = tuple(
+            Rule(layer, weight_bits=num) for layer, num in bits.items() if num != self.bits(layer, "weight_bits")
+        )
+        return dataclasses.replace(self, rules=(*self.rules, *rules))
 
     def granularity(self, site: str) -> Literal["tensor", "channel", "token"]:
         """What shares an activation scale at a site."""

@@ -104,8 +104,12 @@ def run(
     Returns:
         a new quantized model and a report for each unit.
     """
-    work, given_model = work or Work(), quantized
-    if config.method == "adaround" and config.start == "closed_form":
+    work = work or Work()
+    started = config.method == "adaround" and config.start == "closed_form"
+    nearest_model = (
+        quantized if started else None
+    )  # not held on to where it is not needed: it is as large as the result
+    if started:
         first = dataclasses.replace(config, method="closed_form")
         quantized, _ = run(
             clip, quantized, images, ids, held_images, held_ids, first,
@@ -128,8 +132,9 @@ def run(
         noisy = dict(plain)
         parts = tower_parts(quantized, tower)
         for part, float_part in zip(parts, tower_parts(clip, tower), strict=True):
-            untouched = units_of(part, given_model, clip, kind)
-            for unit, nearest in zip(units_of(part, quantized, clip, kind), untouched, strict=True):
+            units = units_of(part, quantized, clip, kind)
+            untouched = units if nearest_model is None else units_of(part, nearest_model, clip, kind)
+            for unit, nearest in zip(units, untouched, strict=True):
                 last = part is parts[-2]
                 place = Place(
                     unit, nearest, part, float_part, quantized, clip, plain, noisy, inputs, split, tower, last
@@ -152,7 +157,7 @@ class Place:
     """A unit, where it stands in both models, and what flows there.
 
     Args:
-        nearest: the same unit of the model that was given, rounded to nearest.
+        nearest: the same unit rounded to nearest, if the model does not start like that; else the unit itself.
         part, float_part: the part of the quantized and of the float tower that the unit is in.
         plain, noisy: what goes into these parts, float and quantized, by number of the batch in `split`.
         last: whether the part is the last block, of which only the pooled token counts in ViTs and texts.

@@ -20,7 +20,7 @@ from d4c.evaluate.agreement import unit
 from d4c.experiments.analyze import coverage, feature_map, page, patches, plots, sensitivity, text_mlp, transfer
 from d4c.experiments.analyze.cells import Cells, write_atomically
 from d4c.experiments.analyze.request import Request, first_images
-from d4c.experiments.analyze.walk import stacked
+from d4c.experiments.analyze.sets import stacked
 from d4c.experiments.analyze.zero_shot import ZeroShot
 from d4c.models import TorchEncoder
 from d4c.pipeline.quantization import calibration_tokens, environment, fold, held_out_tokens

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from d4c import calibrate
 from d4c.artifact.work import Report
 from d4c.experiments.analyze.cells import Cell, Cells
-from d4c.experiments.analyze.walk import Walk, errors_by_set
+from d4c.experiments.analyze.sets import errors_by_set
 from d4c.images import ImageSet
 from d4c.models import Clip, sites_of, wrap
 from d4c.models.parts import TowerName
+from d4c.models.walk import Walk
 from d4c.quantizers.grids import IntegerGrid, PerChannel, PerTensor, TensorFormat
 from d4c.quantizers.scheme import Scheme, Sites, resolve_scheme
 from d4c.recipes import Recipe

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from d4c.evaluate.agreement import tower_error
-from d4c.models import Clip
+from d4c.models.clip import Clip
 from d4c.models.parts import Part, TowerName, run_in_batches, tower_parts
+from d4c.models.sharing import sharing_copy
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Walk:
     @classmethod
     def over(cls, model: Clip, tower: TowerName, inputs: Tensor) -> Walk:
         """Walk a copy of the model; `model` itself is never changed."""
-        model = copy.deepcopy(model)
+        model = sharing_copy(model)
         inputs = inputs.to(model.logit_scale.device)
         if tower == "text":
             inputs = model.text.trim(inputs)
@@ -58,26 +56,9 @@ def _replaced(model: nn.Module, path: str, module: nn.Module) -> Iterator[None]:
     """Put a module in another's place for the length of a `with`."""
     parent, _, leaf = path.rpartition(".")
     owner = model.get_submodule(parent)
-    before = getattr(owner, leaf)
+    kept = getattr(owner, leaf)
     setattr(owner, leaf, module)
     try:
         yield
     finally:
-        setattr(owner, leaf, before)
-
-
-def errors_by_set(z: Tensor, changed: Tensor, sets: Mapping[str, slice]) -> dict[str, float]:
-    """Centred error ||z' - z|| / ||z - mean z|| of each set's rows."""
-    return {
-        name: tower_error(z[rows].cpu().numpy(), changed[rows].cpu().numpy()).centred_error
-        for name, rows in sets.items()
-    }
-
-
-def stacked(sets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, slice]]:
-    """Several sets as one tensor, and where each lies in it."""
-    places, start = {}, 0
-    for name, x in sets.items():
-        places[name] = slice(start, start + len(x))
-        start += len(x)
-    return torch.cat(list(sets.values())), places
+        setattr(owner, leaf, kept)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from d4c.experiments.analyze.walk import Walk, errors_by_set, stacked
 from d4c.models import Clip
+from d4c.models.walk import Walk
 
 
 @pytest.mark.parametrize("model", ["tiny_clip", "tiny_resnet"])
@@ -41,11 +41,3 @@ def test_several_changes_at_once(tiny_clip: Clip, pixels: Tensor) -> None:
     changed = walk.outputs_with({name: whole.get_submodule(name) for name in names})
     with torch.no_grad():
         torch.testing.assert_close(changed, whole.encode_image(pixels))
-
-
-def test_errors_of_each_set_by_hand() -> None:
-    z = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [0.0, 1.0]])
-    x, places = stacked({"a": z[:2], "b": z[2:]})
-    changed = x + torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
-    # a: ||change|| = sqrt 2, spread about the mean (0, 0) = sqrt 2; b: 1, spread about (0, 2) = sqrt 2
-    assert errors_by_set(x, changed, places) == {"a": pytest.approx(1.0), "b": pytest.approx(0.5**0.5)}

@@ -1,0 +1,73 @@
+"""Bits for each layer, so that a model fits a size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from d4c import calibrate, package
+from d4c.artifact import Work
+from d4c.errors import RecipeError, UsageError
+from d4c.models import Clip, sites_of
+from d4c.models.folding import fold_batchnorm
+from d4c.pipeline.stages import Stages
+from d4c.quantizers.scheme import Scheme, resolve_scheme
+from d4c.recipes import Recipe, dump_recipe
+
+
+def check_budget(clip: Clip, recipe: Recipe, budget: int) -> None:
+    """Raise an error where no choice of bits can fit.
+
+    Raises:
+        RecipeError: the recipe's result has no file of the size that it stands for.
+        UsageError: 4 bits everywhere are too large.
+    """
+    if recipe.runs_as == "simulation":
+        raise RecipeError(f"recipe {recipe.name} is simulation only, and its size means nothing: no size budget")
+    folded = fold_batchnorm(clip) if recipe.fold_batchnorm else clip
+    least = package.stored_bytes(folded, uniform_schemes(folded, recipe)[min(calibrate.CHOICES)])
+    if least > budget:
+        have, need = budget / 1e6, least / 1e6
+        raise UsageError(f"a size budget of {have:.1f} MB is too small: with 4 bits everywhere it takes {need:.1f} MB")
+
+
+def bits_within(
+    budget: int, folded: Clip, recipe: Recipe, images: Tensor, ids: Tensor, stages: Stages
+) -> dict[str, int]:
+    """The bits of each layer that lose least and fit.
+
+    Args:
+        budget: bytes; images, ids: what judges, [image, 3, size, size] and [text, token].
+    """
+    schemes = uniform_schemes(folded, recipe)
+
+    def choose(work: Work) -> dict[str, int]:
+        costs = calibrate.sensitivities(
+            folded, schemes, images, ids, recipe.calibrate, work=work, ranks=stages.ranks
+        )  # fmt: skip
+        sizes = {layer: {b: calibrate.weight_bytes(folded, layer, b) for b in schemes} for layer in costs}
+        fewest = min(schemes)
+        rest = package.stored_bytes(folded, schemes[fewest]) - sum(size[fewest] for size in sizes.values())
+        return calibrate.choose_bits(costs, sizes, budget - rest)
+
+    return stages.run("bits", [dump_recipe(recipe), budget], choose, save=_save, recall=_recall)
+
+
+def uniform_schemes(clip: Clip, recipe: Recipe) -> dict[int, Scheme]:
+    """By number of bits, what the model is if all layers that may be chosen for have so many."""
+    sites = sites_of(clip)
+    layers = calibrate.choosable(resolve_scheme(recipe, sites))
+    return {
+        bits: resolve_scheme(recipe.with_weight_bits(dict.fromkeys(layers, bits)), sites) for bits in calibrate.CHOICES
+    }
+
+
+def _save(bits: dict[str, int], path: Path) -> None:
+    path.write_text(json.dumps(bits), encoding="utf-8")
+
+
+def _recall(path: Path) -> dict[str, int]:
+    found: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+    return found
