@@ -218,26 +218,18 @@ def run(job: Job, report: Report | None = None, ranks: Ranks = ALONE) -> dict[st
     ))  # fmt: skip
     ids = calibration_tokens(clip, job.bank, job.templates, job.recipe.calibrate.texts, job.seed)
     held_ids = held_out_tokens(clip, job.held_bank)
-    folded = fold(clip, job.recipe)
     if job.size_budget is not None:
-        bits = bits_within(job.size_budget, folded, job.recipe, held["synthetic"].pixels, held_ids, stages)
+        judges = held["synthetic"].pixels, held_ids
+        bits = bits_within(job.size_budget, fold(clip, job.recipe), job.recipe, *judges, stages)
         fitting = job.recipe.with_weight_bits(bits)
         job = dataclasses.replace(job, recipe=fitting, scheme=resolve_scheme(fitting, sites_of(clip)))
     recipe = job.recipe
-    folded = calibrate.fold(folded, images, ids, job.scheme, recipe.calibrate)
-    ranges = _ranges(job, stages, folded, images, ids)
-    units: list[reconstruct.UnitReport] = []
-    if recipe.reconstruct.method == "none":
-        quantized = wrap(folded, job.scheme, ranges)
-    else:  # nobody holds on to the wrapped model, so that its weights go as better ones come
-        quantized, units = stages.run("reconstruct", [recipe.reconstruct, job.seed], lambda work: reconstruct.run(
-            folded, wrap(folded, job.scheme, ranges), images, ids, held["synthetic"], held_ids, recipe.reconstruct,
-            seed=job.seed, padding=recipe.calibrate.padding, work=work, ranks=ranks,
-        ))  # fmt: skip
+    quantized, units = _quantized(job, stages, images, held["synthetic"], ids, held_ids)
     if not ranks.first:
         return None
     stages.ranks = ALONE  # the others are done
     arrays, config = package.freeze(quantized, recipe)
+    del quantized  # as large as the model itself
     num_parameters = sum(t.numel() for t in clip.state_dict().values() if t.is_floating_point())
     manifest = _manifest(job) | {"parameters": num_parameters}
     artifact = Artifact(job.out, arrays, config, dump_recipe(recipe), manifest, clip.preprocess, clip.tokenizer)
@@ -273,6 +265,22 @@ def _finished(job: Job) -> dict[str, Any] | None:
     report: dict[str, Any] = json.loads((job.out / "report.json").read_text(encoding="utf-8"))
     remove_pieces(job.work_folder)  # of a run that was killed between its last two steps
     return report
+
+
+def _quantized(
+    job: Job, stages: Stages, images: ImageSet, held: ImageSet, ids: Tensor, held_ids: Tensor
+) -> tuple[QuantizedClip, list[reconstruct.UnitReport]]:
+    """The model with its ranges found and its rounding chosen, and what was reconstructed."""
+    recipe, ranks = job.recipe, stages.ranks
+    folded = calibrate.fold(fold(job.clip, recipe), images, ids, job.scheme, recipe.calibrate)
+    ranges = _ranges(job, stages, folded, images, ids)
+    if recipe.reconstruct.method == "none":
+        return wrap(folded, job.scheme, ranges), []
+    # Nobody holds on to the wrapped model, so that its weights go as better ones come.
+    return stages.run("reconstruct", [recipe.reconstruct, job.seed], lambda work: reconstruct.run(
+        folded, wrap(folded, job.scheme, ranges), images, ids, held, held_ids, recipe.reconstruct,
+        seed=job.seed, padding=recipe.calibrate.padding, work=work, ranks=ranks,
+    ))  # fmt: skip
 
 
 def _images(job: Job, stages: Stages) -> ImageSet:

@@ -22,8 +22,8 @@ from d4c.recipes import Synthesize
 from d4c.synthesize.optimize import run
 
 NUM_IMAGES, SEED = 32, 424_242
-# Cheap on purpose: one view a step, few steps.
-FAST = Synthesize(images=NUM_IMAGES, steps=20, batch=16, structural_contrast=False)
+# Cheap on purpose: one view a step, few steps, most of them on fewer tokens.
+FAST = Synthesize(images=NUM_IMAGES, steps=20, batch=16, structural_contrast=False, coarse_to_fine=True)
 HASTY = dataclasses.replace(FAST, steps=10)
 
 
