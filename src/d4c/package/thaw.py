@@ -122,7 +122,7 @@ def _parameter(artifact: Artifact, scheme: Scheme, ranges: Ranges, name: str, sh
     if kind == "bias" and array.dtype == np.int32:
         return torch.zeros(shape)  # set once the input scales are known
     if kind != "weight" or layer not in scheme.weights:
-        return _tensor(array).reshape(shape)
+        return _tensor(array).reshape(shape).clone()  # the wrapped model shares it, and the artifact must not
     if artifact.quantization["weights"][layer]["packed"]:
         array = unpack_nibbles(array, tuple(shape))
     affine = ranges.weights[layer]
