@@ -170,20 +170,26 @@ def choose(
     layers: Layers, weight: Tensor, fitted: Moments, judge: Moments, ranks: Ranks = ALONE
 ) -> tuple[float, float]:
     """Ridge and step with the least error on `judge`, tried on some rows of each layer."""
-    mine: dict[int, dict[float, float]] = {}
+    alike: dict[WeightForm, list[Tensor]] = {}  # rows of layers whose codes may be the same are tried together
+    for rows, form, _ in layers.values():
+        some = torch.arange(rows.start, rows.stop, device=weight.device)[:: _stride(rows)]
+        alike.setdefault(dataclasses.replace(form, least_scale=None), []).append(some)
+    mine: dict[int, list[float]] = {}
     for number in ranks.share(len(RIDGES)):
-        factor, errors = Factor.of(fitted.gram, RIDGES[number]), dict.fromkeys(STEPS, 0.0)
-        for rows, form, _ in layers.values():
-            some = torch.arange(rows.start, rows.stop, device=weight.device)[:: _stride(rows)]
-            own, few = weight[some], dataclasses.replace(form, least_scale=None)
-            move = ridge_move(own, own @ fitted.cross, factor)
-            own_errors = _Errors.of(own, _of_rows(judge, some))
-            for step in STEPS:
-                found = solve(own, own + step * move, _of_rows(fitted, some), factor, few, num_shrinks=1)
-                errors[step] += own_errors(found)
-        mine[number] = errors
-    by_ridge = dict(zip(RIDGES, ranks.collect_values(mine, len(RIDGES)), strict=True))
-    return min(((ridge, step) for ridge in RIDGES for step in STEPS), key=lambda c: by_ridge[c[0]][c[1]])
+        factor, errors = Factor.of(fitted.gram, RIDGES[number]), torch.zeros(len(STEPS), dtype=torch.float64)
+        for form, parts in alike.items():
+            some = torch.cat(parts)
+            move = ridge_move(weight[some], weight[some] @ fitted.cross, factor)
+            target = torch.cat([weight[some] + step * move for step in STEPS])
+            some = some.repeat(len(STEPS))
+            found = solve(weight[some], target, _of_rows(fitted, some), factor, form, num_shrinks=1)
+            errors += _Errors.of(weight[some], _of_rows(judge, some)).by_row(found).reshape(len(STEPS), -1).sum(1).cpu()
+        mine[number] = errors.tolist()
+    by_ridge = ranks.collect_values(mine, len(RIDGES))
+    choices = [(error, ridge, step) for ridge, errors in zip(RIDGES, by_ridge, strict=True)
+               for step, error in zip(STEPS, errors, strict=True)]  # fmt: skip
+    _, ridge, step = min(choices, key=lambda choice: choice[0])
+    return ridge, step
 
 
 @dataclass(frozen=True)
@@ -198,8 +204,11 @@ class _Errors:
     def of(cls, weight: Tensor, judge: Moments) -> _Errors:
         return cls(weight, judge, weight @ judge.cross)
 
+    def by_row(self, found: IntegerWeight) -> Tensor:
+        return self.judge.error(self.weight, found.change(self.weight), found.bias_shift, self.crossed)
+
     def __call__(self, found: IntegerWeight) -> float:
-        return float(self.judge.error(self.weight, found.change(self.weight), found.bias_shift, self.crossed).sum())
+        return float(self.by_row(found).sum())
 
 
 def _stride(rows: slice) -> int:
