@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d4c.calibrate import CHOICES, choosable, choose_bits, sensitivities, weight_bytes
+from d4c.calibrate import CHOICES, choosable, choose_bits, sensitivities
 from d4c.models import Clip, sites_of
 from d4c.models.folding import fold_batchnorm
 from d4c.quantizers.pair_safe import pair_safe_span
@@ -94,9 +94,3 @@ def test_costs_are_those_of_one_rounded_layer(
     weight.data = plain
     expected = float((changed - z).square().sum() / (z - z.mean(dim=0)).square().sum())
     assert costs[layer][8] == pytest.approx(expected, rel=1e-3)
-
-
-def test_bytes_of_a_layer_are_two_codes_to_a_byte(tiny_clip: Clip) -> None:
-    layer = "image.blocks.0.mlp.fc1"
-    count = tiny_clip.get_parameter(f"{layer}.weight").numel()
-    assert [weight_bytes(tiny_clip, layer, bits) for bits in (3, 4, 6, 8)] == [count // 2, count // 2, count, count]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from d4c.quantizers.functional import fake_quantize
-from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
+from d4c.quantizers.grids import AffineGrid, IntegerGrid, PerChannel, TensorFormat, place_grid
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 
@@ -86,3 +86,10 @@ def test_zero_is_exact_and_the_range_within_half_a_step(
 def test_a_grid_that_cannot_be_is_refused(scale: Tensor, zero_point: Tensor) -> None:
     with pytest.raises(ValueError, match="need"):
         AffineGrid(scale, zero_point, IntegerGrid(4, symmetric=False))
+
+
+@pytest.mark.parametrize(("num_bits", "symmetric", "expected"), [
+    (3, True, 4), (4, True, 4), (4, False, 7), (6, True, 7), (8, True, 7)
+])  # fmt: skip
+def test_two_codes_share_a_byte_up_to_four_signed_bits(num_bits: int, symmetric: bool, expected: int) -> None:
+    assert TensorFormat(IntegerGrid(num_bits, symmetric), PerChannel(0)).code_bytes(7) == expected

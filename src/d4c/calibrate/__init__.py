@@ -1,7 +1,7 @@
 """The stage that finds where every grid lies."""
 
-from d4c.calibrate.bits import CHOICES, choosable, choose_bits, sensitivities, weight_bytes
+from d4c.calibrate.bits import CHOICES, choosable, choose_bits, sensitivities
 from d4c.calibrate.folds import fold
 from d4c.calibrate.observe import run
 
-__all__ = ["CHOICES", "choosable", "choose_bits", "fold", "run", "sensitivities", "weight_bytes"]
+__all__ = ["CHOICES", "choosable", "choose_bits", "fold", "run", "sensitivities"]

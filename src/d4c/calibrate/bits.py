@@ -24,19 +24,13 @@ from d4c.ranks import ALONE, Ranks
 from d4c.recipes import Calibrate
 
 CHOICES = (4, 8)  # 6-bit codes take a byte like those of 8 bits, and lose more
-ALWAYS_8 = ("image.patch_embedding", "image.stem.conv1", "text.token_embedding")  # what reads pixels, and the table
+NOT_CHOSEN = ("image.patch_embedding", "image.stem.conv1", "text.token_embedding")  # what reads pixels, and the table
 BUCKETS = 2**20  # resolution of sizes, as a share of what all layers would take at the most bits
 
 
 def choosable(scheme: Scheme) -> list[str]:
-    """The layers whose bits may be chosen: all with integer weights but the first ones."""
-    return [layer for layer in scheme.weights if layer not in ALWAYS_8]
-
-
-def weight_bytes(clip: Clip, layer: str, bits: int) -> int:
-    """What a layer's codes take, two to a byte up to 4 bits."""
-    count = clip.get_parameter(f"{layer}.weight").numel()
-    return -(-count // 2) if bits <= 4 else count
+    """The layers whose bits may be chosen: all with integer weights but the first ones, which the recipe rules."""
+    return [layer for layer in scheme.weights if layer not in NOT_CHOSEN]
 
 
 @torch.no_grad()

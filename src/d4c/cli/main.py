@@ -63,7 +63,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _end("interrupted", INTERRUPTED)
     except UsageError as error:
-        if os.environ.get("RANK", "0") != "0":  # the first of several processes says it for all
+        if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":  # the first says it for all
             sys.exit(error.exit_code)
         _end(str(error), error.exit_code)
     except D4CError as error:

@@ -29,9 +29,9 @@ from d4c.inputs import Encoder, Preprocess, Tokenizer
 from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
 from d4c.models.parts import TowerName
 from d4c.models.resnet import ModifiedResNet
+from d4c.pipeline.basis import calibration_tokens, default_bank, fold, held_out_tokens, split_bank
 from d4c.pipeline.evaluation import embedding_cache
 from d4c.pipeline.places import resolve_device
-from d4c.pipeline.quantization import calibration_tokens, default_bank, fold, held_out_tokens, split_bank
 from d4c.pipeline.stages import hash_of, tensor_hash
 from d4c.prompts import PromptBank, load_templates
 from d4c.quantizers.ranges import Ranges

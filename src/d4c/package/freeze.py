@@ -56,7 +56,7 @@ def _freeze_weight(module: QuantLinear | QuantConv2d | QuantEmbedding, layer: st
         raise CalibrationError(f"{layer}: 8-bit codes are not pair-safe")
     whole = codes.to(torch.int8 if weight.grid.symmetric else torch.uint8).cpu().numpy()
     arrays: Arrays = {
-        f"{layer}.weight": pack_nibbles(whole) if _is_packed(given) else whole,
+        f"{layer}.weight": pack_nibbles(whole) if given.packed else whole,
         f"{layer}.weight_scale": _numpy(weight.scale.reshape(-1)),
     }
     if not weight.grid.symmetric:
@@ -102,7 +102,7 @@ def _config(quantized: QuantizedClip, recipe: Recipe) -> dict[str, Any]:
             "deployable": recipe.deployable,
             "runs_as": recipe.runs_as,
             "weights": {
-                layer: _describe(f) | {"packed": _is_packed(f), "shape": [*shapes[layer].values.shape]}
+                layer: _describe(f) | {"packed": f.packed, "shape": [*shapes[layer].values.shape]}
                 for layer, f in scheme.weights.items()
             },
             "tensors": {site: _describe(f) for site, f in scheme.tensors.items()},
@@ -121,10 +121,6 @@ def _describe(tensor_format: TensorFormat) -> dict[str, Any]:
     if tensor_format.pair_safe:
         described["pair_safe"] = True
     return described
-
-
-def _is_packed(tensor_format: TensorFormat) -> bool:
-    return tensor_format.grid.num_bits <= 4 and tensor_format.grid.symmetric
 
 
 def _belongs_to_quantizer(quantized: QuantizedClip, name: str) -> bool:

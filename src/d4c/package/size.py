@@ -22,8 +22,7 @@ def stored_bytes(clip: Clip, scheme: Scheme) -> int:
             total += 4 * tensor.numel()  # float32, or a bias of int32
         else:
             scales = len(tensor) * (1 if given.grid.symmetric else 2)
-            packed = given.grid.num_bits <= 4 and given.grid.symmetric
-            total += 4 * scales + (-(-tensor.numel() // 2) if packed else tensor.numel())
+            total += 4 * scales + given.code_bytes(tensor.numel())
             names += len(layer) + HEADER_BYTES
         names += len(name) + HEADER_BYTES
     for site in (*scheme.tensors, *scheme.inputs):

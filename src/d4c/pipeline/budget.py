@@ -11,7 +11,7 @@ from d4c import calibrate, package
 from d4c.artifact import Work
 from d4c.errors import RecipeError, UsageError
 from d4c.models import Clip, sites_of
-from d4c.models.folding import fold_batchnorm
+from d4c.pipeline.basis import fold
 from d4c.pipeline.stages import Stages
 from d4c.quantizers.scheme import Scheme, resolve_scheme
 from d4c.recipes import Recipe, dump_recipe
@@ -26,7 +26,7 @@ def check_budget(clip: Clip, recipe: Recipe, budget: int) -> None:
     """
     if recipe.runs_as == "simulation":
         raise RecipeError(f"recipe {recipe.name} is simulation only, and its size means nothing: no size budget")
-    folded = fold_batchnorm(clip) if recipe.fold_batchnorm else clip
+    folded = fold(clip, recipe)
     least = package.stored_bytes(folded, uniform_schemes(folded, recipe)[min(calibrate.CHOICES)])
     if least > budget:
         have, need = budget / 1e6, least / 1e6
@@ -47,7 +47,8 @@ def bits_within(
         costs = calibrate.sensitivities(
             folded, schemes, images, ids, recipe.calibrate, work=work, ranks=stages.ranks
         )  # fmt: skip
-        sizes = {layer: {b: calibrate.weight_bytes(folded, layer, b) for b in schemes} for layer in costs}
+        counts = {layer: folded.get_parameter(f"{layer}.weight").numel() for layer in costs}
+        sizes = {n: {b: s.weights[n].code_bytes(counts[n]) for b, s in schemes.items()} for n in counts}
         fewest = min(schemes)
         rest = package.stored_bytes(folded, schemes[fewest]) - sum(size[fewest] for size in sizes.values())
         return calibrate.choose_bits(costs, sizes, budget - rest)

@@ -12,10 +12,11 @@ from d4c.artifact.work import Report
 from d4c.errors import UsageError
 from d4c.inputs import Encoder
 from d4c.models import Clip, TorchEncoder, load
+from d4c.pipeline.basis import held_out_tokens
 from d4c.pipeline.encoders import UnitEncoder, open_encoder
 from d4c.pipeline.origin import float_model, prompts_of
 from d4c.pipeline.places import resolve_device
-from d4c.pipeline.quantization import environment, held_out_tokens
+from d4c.pipeline.quantization import environment
 from d4c.pipeline.stages import hash_of
 from d4c.runtime import GraphEncoder
 

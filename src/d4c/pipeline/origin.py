@@ -9,8 +9,8 @@ from d4c.artifact import read_exported, read_manifest
 from d4c.artifact.exported import EXPORTED, Exported
 from d4c.errors import ArtifactError, UsageError
 from d4c.models import Clip, load
+from d4c.pipeline.basis import default_bank, split_bank
 from d4c.pipeline.places import resolve_device
-from d4c.pipeline.quantization import default_bank, split_bank
 from d4c.prompts import PromptBank, parse_prompts
 from d4c.recipes import load_recipe
 

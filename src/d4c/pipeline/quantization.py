@@ -26,19 +26,15 @@ from d4c.artifact.work import Report
 from d4c.errors import ArtifactError, UsageError
 from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder
 from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
-from d4c.models.folding import fold_batchnorm
-from d4c.models.load import prompts_beside
+from d4c.pipeline.basis import calibration_tokens, default_bank, fold, held_out_tokens, split_bank
 from d4c.pipeline.budget import bits_within, check_budget
 from d4c.pipeline.places import KEPT_IMAGES, check_pieces, check_writable, remove_pieces, resolve_device
 from d4c.pipeline.stages import Stages, hash_of, tensor_hash
-from d4c.prompts import PromptBank, calibration_texts, load_prompts, load_templates, read_prompts
+from d4c.prompts import PromptBank, load_templates, read_prompts
 from d4c.quantizers.ranges import Ranges
 from d4c.quantizers.scheme import Scheme, resolve_scheme
 from d4c.ranks import ALONE, Ranks
 from d4c.recipes import Recipe, Reconstruct, Synthesize, dump_recipe, load_recipe
-from d4c.recipes.seeds import derive_seed
-
-HELD_TEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -310,23 +306,6 @@ def _ranges(job: Job, stages: Stages, folded: Clip, images: ImageSet, ids: Tenso
     )
 
 
-def fold(clip: Clip, recipe: Recipe) -> Clip:
-    """The model that the recipe quantizes: BatchNorms absorbed, unless it says that they stay."""
-    return fold_batchnorm(clip) if recipe.fold_batchnorm else clip
-
-
-def calibration_tokens(clip: Clip, bank: PromptBank, templates: Sequence[str], num: int, seed: int) -> Tensor:
-    """The texts that the text tower is calibrated with, [text, token]."""
-    texts = calibration_texts(bank, templates, num, derive_seed(seed, "calibrate", "texts"))
-    return torch.from_numpy(clip.tokenizer(texts))
-
-
-def held_out_tokens(clip: Clip, held_bank: PromptBank) -> Tensor:
-    """The texts that judge, [text, token]; the same whatever the seed and the recipe."""
-    texts = calibration_texts(held_bank, load_templates("generic"), HELD_TEXTS, 0)
-    return torch.from_numpy(clip.tokenizer(texts))
-
-
 def _write(job: Job, artifact: Artifact, summary: dict[str, Any], images: ImageSet) -> None:
     """Write the artifact in one rename, then remove what unfinished stages left."""
     sheet = io.BytesIO()
@@ -370,21 +349,6 @@ def _given_images(images: str | None, clip: Clip, recipe: Recipe, seed: int) -> 
     if images in PROCEDURES:
         return synthesize.procedural(images, recipe.synthesize.images, clip, seed, valid=images != "noise")
     return load_image_folder(Path(images), clip.preprocess, recipe.synthesize.images, seed)
-
-
-def split_bank(bank: PromptBank, recipe: Recipe) -> tuple[PromptBank, PromptBank]:
-    """What images are drawn towards, and names for judging that are not in it."""
-    if recipe.synthesize.hold_out:
-        return bank.split()
-    return bank, load_prompts("own").without(bank)
-
-
-def default_bank(model: str, recipe: Recipe) -> PromptBank:
-    """The bank that a recipe takes where the user names none."""
-    path = prompts_beside(model)
-    if recipe.synthesize.prompts == "model":
-        return read_prompts(path) if path is not None else load_prompts("own")
-    return load_prompts(recipe.synthesize.prompts)
 
 
 def _check_finished(job: Job, fresh: bool) -> None:

@@ -12,8 +12,9 @@ from d4c.artifact.work import Report
 from d4c.errors import UsageError
 from d4c.images import ImageSet, contact_sheet
 from d4c.models import load
+from d4c.pipeline.basis import default_bank
 from d4c.pipeline.places import KEPT_IMAGES, check_pieces, check_writable, remove_pieces, resolve_device
-from d4c.pipeline.quantization import default_bank, environment
+from d4c.pipeline.quantization import environment
 from d4c.pipeline.stages import Stages
 from d4c.prompts import read_prompts
 from d4c.recipes import load_recipe

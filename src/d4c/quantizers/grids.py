@@ -67,6 +67,15 @@ class TensorFormat:
     granularity: Granularity
     pair_safe: bool = False
 
+    @property
+    def packed(self) -> bool:
+        """Whether two codes share a byte in a file."""
+        return self.grid.num_bits <= 4 and self.grid.symmetric
+
+    def code_bytes(self, count: int) -> int:
+        """What so many codes take in a file."""
+        return -(-count // 2) if self.packed else count
+
 
 @dataclass(frozen=True, slots=True)
 class AffineGrid:

@@ -202,9 +202,11 @@ class _Errors:
 
     @classmethod
     def of(cls, weight: Tensor, judge: Moments) -> _Errors:
+        """For a layer's weight, or some of its rows."""
         return cls(weight, judge, weight @ judge.cross)
 
     def by_row(self, found: IntegerWeight) -> Tensor:
+        """Each output's, [out]."""
         return self.judge.error(self.weight, found.change(self.weight), found.bias_shift, self.crossed)
 
     def __call__(self, found: IntegerWeight) -> float:
@@ -256,7 +258,10 @@ def _learned(unit: Unit, chosen: Mapping[str, IntegerWeight]) -> Learned:
         held, bias = unit.grid_weight(site), unit.bias(site)
         shape = held.scale.shape
         codes[site] = found.codes.reshape(held.values.shape)
-        grids[site] = AffineGrid(found.affine.scale.reshape(shape), found.affine.zero_point.reshape(shape), held.grid)
+        # A row without weights keeps the scale that gives its bias enough bits.
+        empty = (unit.float_weight(site).flatten(1) == 0).all(dim=1).reshape(shape)
+        scale = torch.where(empty, held.scale, found.affine.scale.reshape(shape))
+        grids[site] = AffineGrid(scale, found.affine.zero_point.reshape(shape), held.grid)
         if bias is not None:
             biases[site] = bias + found.bias_shift
     return Learned(codes, {}, grids, biases)

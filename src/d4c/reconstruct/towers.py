@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from d4c.recipes.seeds import derive_seed
 from d4c.reconstruct.learn import Samples, learn, unit_error
 from d4c.reconstruct.learned import Learned
 from d4c.reconstruct.solve import Batch, Split, solve_unit
-from d4c.reconstruct.units import Unit, units_of
+from d4c.reconstruct.units import Unit, UnitKind, units_of
 
 OTHER_TOKENS = 0.1  # weight, next to the pooled token's 1, of all others of a sample together
 
@@ -121,34 +121,16 @@ def run(
     texts, live = padded_or_live(clip, torch.cat([ids, held_ids]).to(device), padding=padding)
     given = {"image": Inputs(pixels, None, len(images)), "text": Inputs(texts, live, len(ids))}
     closed = config.method == "closed_form"
-    kind = "layer" if closed else config.unit
+    kind: UnitKind = "layer" if closed else config.unit
     total = sum(len(units_of(p, quantized, clip, kind)) for t in towers for p in tower_parts(quantized, t))
     reports: list[UnitReport] = []
     for tower in towers:
-        inputs = given[tower]
-        split = Split.of(inputs.num_fitted, len(inputs.data))
-        mine = split.mine(ranks) if closed else range(len(split.batches))
-        plain = {number: inputs.data[split.batches[number]] for number in mine}
-        noisy = dict(plain)
-        parts = tower_parts(quantized, tower)
-        for part, float_part in zip(parts, tower_parts(clip, tower), strict=True):
-            units = units_of(part, quantized, clip, kind)
-            untouched = units if nearest_model is None else units_of(part, nearest_model, clip, kind)
-            for unit, nearest in zip(units, untouched, strict=True):
-                last = part is parts[-2]
-                place = Place(
-                    unit, nearest, part, float_part, quantized, clip, plain, noisy, inputs, split, tower, last
-                )
-                if closed:
-                    reports.append(_solve(place, config, seed, work, ranks))
-                    work.report("reconstruct", len(reports), total)
-                else:
-                    progress = _Progress(work, len(reports), total, config.iterations)
-                    reports.append(_learn(place, config, seed, progress))
-            for number in mine:
-                data = inputs.data[split.batches[number]]
-                plain[number] = run_in_batches(float_part, plain[number], data)
-                noisy[number] = run_in_batches(part, noisy[number], data)
+        for place in _places(clip, quantized, nearest_model, tower, given[tower], kind, ranks if closed else ALONE):
+            if closed:
+                reports.append(_solve(place, config, seed, work, ranks))
+                work.report("reconstruct", len(reports), total)
+            else:
+                reports.append(_learn(place, config, seed, _Progress(work, len(reports), total, config.iterations)))
     return quantized, reports
 
 
@@ -204,6 +186,27 @@ class Place:
         weight = torch.ones(len(pooled), tokens, device=pooled.device) if live is None else live.clone()
         weight *= OTHER_TOKENS / weight.sum(dim=1, keepdim=True)
         return weight.scatter_(1, pooled[:, None], 1.0)
+
+
+def _places(
+    clip: Clip, quantized: QuantizedClip, nearest_model: QuantizedClip | None, tower: TowerName, inputs: Inputs,
+    kind: UnitKind, ranks: Ranks,
+) -> Iterator[Place]:  # fmt: skip
+    """Every unit of a tower in order, streams advanced part by part through what the units before have become."""
+    split = Split.of(inputs.num_fitted, len(inputs.data))
+    plain = {number: inputs.data[split.batches[number]] for number in split.mine(ranks)}
+    noisy = dict(plain)
+    parts = tower_parts(quantized, tower)
+    for part, float_part in zip(parts, tower_parts(clip, tower), strict=True):
+        units = units_of(part, quantized, clip, kind)
+        untouched = units if nearest_model is None else units_of(part, nearest_model, clip, kind)
+        for unit, nearest in zip(units, untouched, strict=True):
+            last = part is parts[-2]
+            yield Place(unit, nearest, part, float_part, quantized, clip, plain, noisy, inputs, split, tower, last)
+        for number in plain:
+            data = inputs.data[split.batches[number]]
+            plain[number] = run_in_batches(float_part, plain[number], data)
+            noisy[number] = run_in_batches(part, noisy[number], data)
 
 
 @dataclass(frozen=True)

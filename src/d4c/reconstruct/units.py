@@ -15,6 +15,8 @@ from d4c.models.quantized import sites_of
 from d4c.models.resnet import Bottleneck
 from d4c.quantizers.layers import GridWeight, QuantConv2d, QuantLayer, QuantLinear, UniformQuantizer
 
+UnitKind = Literal["layer", "block", "auto"]
+
 
 class SharedInput(nn.Module):
     """Layers that read one tensor, behind its quantizer; their outputs side by side."""
@@ -91,7 +93,7 @@ class Unit:
         return module
 
 
-def units_of(part: Part, quantized: QuantizedClip, clip: Clip, unit: Literal["layer", "block", "auto"]) -> list[Unit]:
+def units_of(part: Part, quantized: QuantizedClip, clip: Clip, unit: UnitKind) -> list[Unit]:
     """The units of one part, in the order of the forward pass; tables and what stayed float are not among them.
 
     Args:

@@ -14,8 +14,8 @@ from d4c.experiments.analyze.cells import FOLDER
 from d4c.experiments.analyze.zero_shot import LabelledImages, read_labelled
 from d4c.images import PROCEDURES, ImageSet, load_image_folder
 from d4c.models import Clip, load
+from d4c.pipeline.basis import default_bank, split_bank
 from d4c.pipeline.places import KEPT_IMAGES, check_writable, resolve_device
-from d4c.pipeline.quantization import default_bank, split_bank
 from d4c.prompts import PromptBank, read_prompts
 from d4c.recipes import Recipe, load_recipe
 

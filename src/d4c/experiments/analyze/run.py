@@ -23,7 +23,8 @@ from d4c.experiments.analyze.request import Request, first_images
 from d4c.experiments.analyze.sets import stacked
 from d4c.experiments.analyze.zero_shot import ZeroShot
 from d4c.models import TorchEncoder
-from d4c.pipeline.quantization import calibration_tokens, environment, fold, held_out_tokens
+from d4c.pipeline.basis import calibration_tokens, fold, held_out_tokens
+from d4c.pipeline.quantization import environment
 from d4c.pipeline.stages import tensor_hash
 from d4c.prompts import load_templates
 from d4c.recipes import dump_recipe

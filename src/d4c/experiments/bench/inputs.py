@@ -18,8 +18,8 @@ from d4c.artifact.work import Report
 from d4c.images import ImageSet, load_image_folder, procedural_set
 from d4c.inputs import Tokenizer
 from d4c.models import Clip
+from d4c.pipeline.basis import HELD_TEXTS, calibration_tokens, held_out_tokens
 from d4c.pipeline.places import KEPT_IMAGES
-from d4c.pipeline.quantization import HELD_TEXTS, calibration_tokens, held_out_tokens
 from d4c.prompts import PromptBank, calibration_texts, load_prompts, load_templates, parse_prompts
 from d4c.recipes import load_recipe
 from d4c.synthesize.held_out import NUM_IMAGES, SEED
