@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from collections import Counter
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,13 @@ methods = ["real", "baseline", "bns", "d4c-3"]
 """
 
 
-class Inline:
+class Inline(Executor):
     """Does in this process what a pool of them would."""
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __enter__(self) -> "Inline":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def submit(self, function: Any, *arguments: Any) -> Any:
-        from concurrent.futures import Future
-
+    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:
-            future.set_result(function(*arguments))
+            future.set_result(function(*arguments, **named))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -68,7 +60,7 @@ def silent(_: str, __: int, ___: int) -> None:
 
 
 def run(grid: Grid, place: Place) -> list[dict[str, Any]]:
-    return compare.run(grid, place, jobs=1, threads=1, report=silent)
+    return compare.run(grid, place, Inline(), threads=1, report=silent)
 
 
 def without_time(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -76,7 +68,6 @@ def without_time(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_cells_share_what_they_can_and_are_done_once(grid: Grid, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", Inline)
     calls: Counter[str] = Counter()
     original = {"synthesize": synthesize.run, "reconstruct": reconstruct.learn.learn, "walk": reconstruct.run}
 
@@ -104,8 +95,7 @@ def test_cells_share_what_they_can_and_are_done_once(grid: Grid, place: Place, m
     assert not calls
 
 
-def test_results_hold_what_tables_need(grid: Grid, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", Inline)
+def test_results_hold_what_tables_need(grid: Grid, place: Place) -> None:
     for result in run(dataclasses.replace(grid, cells=grid.cells[:3]), place):
         for tower in ("float", "both", "image"):
             about = result["predictions"][tower]
@@ -116,8 +106,7 @@ def test_results_hold_what_tables_need(grid: Grid, place: Place, monkeypatch: py
         assert json.loads(path.read_text()) == result
 
 
-def test_other_settings_are_measured_again(grid: Grid, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", Inline)
+def test_other_settings_are_measured_again(grid: Grid, place: Place) -> None:
     few = dataclasses.replace(grid, cells=grid.cells[:2])
     first = run(few, place)
     again = run(dataclasses.replace(few, overrides=(*few.overrides, "calibrate.texts=5")), place)
@@ -169,7 +158,6 @@ def test_what_is_missing_is_said_before_any_work(lacks: str, grid: Grid, place: 
 def test_a_failing_cell_is_named_and_the_others_are_done(
     grid: Grid, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", Inline)
     grid = dataclasses.replace(grid, cells=grid.cells[:3])
     broken = grid.cells[0]
     original = cells.image_tower
@@ -185,14 +173,17 @@ def test_a_failing_cell_is_named_and_the_others_are_done(
     assert len(list((place.out / "cells").glob("*.json"))) == 2
 
 
+@pytest.mark.parametrize("where", [["--jobs", "2"], ["--ray"]])
 def test_the_command_writes_table_and_plot_from_processes_of_their_own(
-    grid: Grid, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    where: list[str], grid: Grid, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     pytest.importorskip("matplotlib")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default Ray's processes wait for all others
     text = (tmp_path / "grid.toml").read_text().replace('"real", "baseline", "bns", "d4c-3"', '"real", "bns"')
     (tmp_path / "grid.toml").write_text(text.replace(', "paper-w6a6"', "").replace("[0, 1]", "[0]"))
     monkeypatch.chdir(tmp_path)
-    command = ["compare", "grid.toml", "--root", str(place.root), "--real", str(place.real), "--jobs", "2"]
+    command = ["compare", "grid.toml", "--root", str(place.root), "--real", str(place.real), *where]
     monkeypatch.setattr("sys.argv", ["d4c", *command, "--device", "cpu"])
     with pytest.raises(SystemExit) as exit_:
         main()
@@ -204,3 +195,12 @@ def test_the_command_writes_table_and_plot_from_processes_of_their_own(
     assert "| real |" in printed
     assert "not possible" in printed
     assert (tmp_path / "grid" / "losses.png").exists()
+
+
+def test_ray_and_jobs_exclude_each_other(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["d4c", "compare", "grid.toml", "--root", "data", "--jobs", "2", "--ray"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert not (tmp_path / "grid").exists()

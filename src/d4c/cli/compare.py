@@ -11,6 +11,7 @@ import typer
 from d4c.cli import options
 from d4c.cli.progress import progress
 from d4c.cli.tables import print_json
+from d4c.errors import UsageError
 
 
 def compare(
@@ -18,8 +19,9 @@ def compare(
     root: Annotated[Path, typer.Option(help="Folder where the data set is.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default ./GRID.")] = None,
     real: Annotated[Path | None, typer.Option(help="Folder of pictures for the method `real`.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, each in a process of its own.")] = 1,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time, each in a process; default 1.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Processor threads of each process.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Run cells as tasks of a Ray cluster.")] = False,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
@@ -31,11 +33,17 @@ def compare(
     from d4c.experiments.grid import read_grid
     from d4c.pipeline.places import check_writable
 
+    if ray and jobs is not None:
+        raise UsageError("--jobs is for processes of this machine; with --ray, --threads says how many cells fit")
     plan = read_grid(grid)
     folder = out or Path(plan.name)
     check_writable(folder)
-    with progress() as report:
-        results = study.run(plan, Place(folder, root, real, device), jobs=jobs, threads=threads, report=report)
+    place = Place(folder.resolve(), root.resolve(), real and real.resolve(), device)
+    with (
+        study.workers(jobs=jobs or 1, threads=threads, ray=ray, gpu=device != "cpu") as executor,
+        progress() as report,
+    ):
+        results = study.run(plan, place, executor, threads=threads, report=report)
     rows = tables.rows_of(results)
     figures, text = tables.as_json(rows, results), tables.markdown(rows, results)
     for name, content in (("table.md", text), ("table.json", json.dumps(figures, indent=1) + "\n")):

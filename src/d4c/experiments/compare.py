@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from d4c.artifact.work import Report
 from d4c.errors import D4CError, RecipeError, RunError
 from d4c.experiments.cells import Place, image_set, judges, run_cell, set_up, text_tower
 from d4c.experiments.grid import REAL, Cell, Grid
+from d4c.experiments.ray_executor import RayExecutor
 
 Kind = Literal["images", "text", "cell"]
 LABELS: dict[Kind, str] = {"images": "image sets", "text": "text towers", "cell": "cells"}
@@ -30,11 +32,28 @@ class Task:
     threads: int
 
 
-def run(grid: Grid, place: Place, *, jobs: int, threads: int, report: Report) -> list[dict[str, Any]]:
+@contextmanager
+def workers(*, jobs: int, threads: int, ray: bool, gpu: bool) -> Iterator[Executor]:
+    """Processes for `run`: `jobs` of this machine, or as many as a Ray cluster has room for.
+
+    Args:
+        threads: of each process; gpu: whether each takes a GPU of the cluster.
+
+    Raises:
+        MissingExtraError, RunError: there is no Ray.
+    """
+    executor = RayExecutor(threads, gpu=gpu) if ray else ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def run(grid: Grid, place: Place, executor: Executor, *, threads: int, report: Report) -> list[dict[str, Any]]:
     """Do what is not done yet: first what cells share, then the cells.
 
     Args:
-        jobs: processes; threads: of each.
+        executor: of processes that see the place's folders; threads: of each process.
         report: called with the kind of work, pieces done and their total.
 
     Returns:
@@ -46,8 +65,8 @@ def run(grid: Grid, place: Place, *, jobs: int, threads: int, report: Report) ->
     possible = [cell for cell in grid.cells if _is_possible(grid, cell, place)]
     shared: dict[Kind, Iterable[Cell]] = {"images": _sharing_images(grid, possible), "text": _sharing_text(possible)}
     for kind, cells in shared.items():
-        _all(kind, [Task(kind, grid, cell, place, threads) for cell in cells], jobs, report)
-    return _all("cell", [Task("cell", grid, cell, place, threads) for cell in grid.cells], jobs, report)
+        _all(kind, [Task(kind, grid, cell, place, threads) for cell in cells], executor, report)
+    return _all("cell", [Task("cell", grid, cell, place, threads) for cell in grid.cells], executor, report)
 
 
 def _is_possible(grid: Grid, cell: Cell, place: Place) -> bool:
@@ -69,22 +88,17 @@ def _sharing_text(cells: Iterable[Cell]) -> Iterable[Cell]:
     return {(c.model, c.recipe, c.seed): c for c in cells}.values()
 
 
-def _all(kind: Kind, tasks: list[Task], jobs: int, report: Report) -> list[dict[str, Any]]:
+def _all(kind: Kind, tasks: list[Task], executor: Executor, report: Report) -> list[dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {}
     failures = []
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(do, task): i for i, task in enumerate(tasks)}
-        try:
-            for future in as_completed(futures):
-                error = future.exception()
-                if error is not None:
-                    failures.append(error)
-                else:
-                    results[futures[future]] = future.result()
-                report(LABELS[kind], len(results) + len(failures), len(tasks))
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    futures = {executor.submit(do, task): i for i, task in enumerate(tasks)}
+    for future in as_completed(futures):
+        error = future.exception()
+        if error is not None:
+            failures.append(error)
+        else:
+            results[futures[future]] = future.result()
+        report(LABELS[kind], len(results) + len(failures), len(tasks))
     if failures:
         raise RunError(
             f"{len(failures)} of {len(tasks)} {LABELS[kind]} failed; the first: {failures[0]}"
