@@ -64,6 +64,21 @@ def test_a_grid_may_name_its_own_ways_to_make_images_and_set_lists(tmp_path: Pat
     assert recipe.calibrate.layernorm_folds == (0.0, 0.5)
 
 
+def test_a_grid_may_name_its_own_recipes(tmp_path: Path) -> None:
+    own = """[recipe.quick]
+from = "mine.toml"
+reconstruct.method = "closed_form"
+synthesize.images = 32
+[[run]]"""
+    grid = read_grid(write(tmp_path, GRID.replace("[[run]]", own, 1).replace('"mine.toml"]', '"mine.toml", "quick"]')))
+    plain, quick = ([c for c in grid.cells if c.label == label] for label in ("mine", "quick"))
+    assert [(c.model, c.method, c.seed) for c in plain] == [(c.model, c.method, c.seed) for c in quick]
+    for first, second in zip(map(grid.recipe, plain), map(grid.recipe, quick), strict=True):
+        assert first.rules == second.rules
+        assert (first.reconstruct.method, second.reconstruct.method) == ("adaround", "closed_form")
+        assert (first.synthesize.images, second.synthesize.images) == (64, 32)
+
+
 @pytest.mark.parametrize(("rate", "expected"), [(0.01, 0.1), (0.05, 0.2), (0.3, 0.3)])
 def test_the_rate_of_synthesis_grows_with_the_root_of_the_factor_to_a_limit(rate: float, expected: float) -> None:
     recipe = scaled(load_recipe("paper-w4a8", [f"synthesize.learning_rate={rate}"]), 100, 1)
@@ -101,6 +116,14 @@ def test_factors_of_one_change_nothing() -> None:
             "did you mean 'steps'",
         ),
         ('dataset = "wds/colours"', 'dataset = "wds/colours"\nmethod.mine = 3', UsageError, "write a table"),
+        ("[[run]]", '[recipe.w4a8]\nfrom = "w4"\n[[run]]', UsageError, "exists already"),
+        ("[[run]]", "[recipe.own]\nsynthesize.steps = 2\n[[run]]", UsageError, "to start from"),
+        (
+            "[[run]]",
+            '[recipe.own]\nfrom="w4"\nx.y = 2\n[[run]]\nmodels=["tiny"]\nrecipes=["own"]\nmethods=["real"]\n[[run]]',
+            RecipeError,
+            "x",
+        ),
         ("dataset", "= [", UsageError, "cannot be read"),
     ],
 )

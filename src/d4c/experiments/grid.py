@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from d4c.errors import RecipeError, UsageError, nearest
-from d4c.recipes import Recipe, load_recipe
+from d4c.recipes import Recipe, load_recipe, recipe_names
 from d4c.recipes.methods import METHODS, with_method
 
 MAX_SYNTHESIS_RATE = 0.2
-KEYS = ("dataset", "seeds", "synthesis_factor", "reconstruction_factor", "set", "method", "run")
+KEYS = ("dataset", "seeds", "synthesis_factor", "reconstruction_factor", "set", "method", "recipe", "run")
 # Methods beside `recipes.methods`: the user's own pictures, what the recipe says, and the paper's comparison.
 REAL, OWN, BASELINE = "real", "recipe", "baseline"
 
@@ -26,7 +26,7 @@ class Cell:
     """One run.
 
     Args:
-        recipe: a shipped recipe's name, or a path; label: how tables call it.
+        recipe: a shipped recipe's name, or a path; label: how tables call it, the grid's own name for it if it has one.
         method: "real", "recipe", "baseline" (BNS for ResNets, PSE for ViTs), a name of `recipes.methods`, or one of the
             grid's own.
     """
@@ -50,7 +50,8 @@ class Grid:
     Args:
         dataset: what accuracy is measured on; cells: in the order of the file, none twice.
         synthesis_factor, reconstruction_factor: how many times fewer steps than the recipes say (`scaled`).
-        overrides: `section.key=value`, for all recipes; methods: the grid's own, `[synthesize]` keys by name.
+        overrides: `section.key=value`, for all recipes; methods: the grid's own, `[synthesize]` keys by name; recipes:
+            the grid's own, what each changes by label.
     """
 
     name: str
@@ -60,10 +61,12 @@ class Grid:
     reconstruction_factor: float = 1.0
     overrides: tuple[str, ...] = ()
     methods: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    recipes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def recipe(self, cell: Cell) -> Recipe:
         """The recipe of a cell, its method's settings in place, scaled."""
-        recipe = load_recipe(cell.recipe, (*self.overrides, *self.methods.get(cell.method, ())))
+        own = (*self.recipes.get(cell.label, ()), *self.methods.get(cell.method, ()))
+        recipe = load_recipe(cell.recipe, (*self.overrides, *own))
         if cell.method in METHODS:
             recipe = dataclasses.replace(recipe, synthesize=with_method(recipe.synthesize, cell.method))
         return scaled(recipe, self.synthesis_factor, self.reconstruction_factor)
@@ -97,9 +100,12 @@ def read_grid(path: Path) -> Grid:
         synthesize.images = 64
         [method.twice]                          # a name for other ways to make images, keys of [synthesize]
         steps = 120
+        [recipe.quick]                          # a name for a recipe with some keys changed
+        from = "w4a8"
+        reconstruct.method = "closed_form"
         [[run]]                                 # as many as there are
         models = ["tiny"]
-        recipes = ["paper-w4a8", "mine.toml"]   # files lie beside the grid
+        recipes = ["paper-w4a8", "mine.toml", "quick"]   # files lie beside the grid
         methods = ["real", "noise", "baseline", "d4c-3", "twice"]
 
     Raises:
@@ -113,6 +119,7 @@ def read_grid(path: Path) -> Grid:
     _check_keys(data, KEYS, f"{path}")
     seeds = _list(data, "seeds", int, f"{path}")
     methods = _methods(data.get("method", {}), f"{path}")
+    bases, changes = _recipes(data.get("recipe", {}), f"{path}")
     cells: dict[Cell, None] = {}
     for run in data.get("run", []):
         where = f"{path} [[run]]"
@@ -120,7 +127,7 @@ def read_grid(path: Path) -> Grid:
         for model in _list(run, "models", str, where):
             for recipe in _list(run, "recipes", str, where):
                 for method in _list(run, "methods", str, where):
-                    cells |= {_cell(model, recipe, method, seed, path, methods): None for seed in seeds}
+                    cells |= {_cell(model, recipe, method, seed, path, methods, bases): None for seed in seeds}
     if not cells:
         raise UsageError(f"{path}: no [[run]]")
     factors = {
@@ -129,7 +136,9 @@ def read_grid(path: Path) -> Grid:
     if not isinstance(data.get("dataset"), str):
         raise UsageError(f'{path}: dataset is missing, as in dataset = "wds/tiny-imagenet"')
     overrides = _flat(data.get("set", {}), f"{path} [set]")
-    grid = Grid(path.stem, data["dataset"], tuple(cells), overrides=overrides, methods=methods, **factors)
+    grid = Grid(
+        path.stem, data["dataset"], tuple(cells), overrides=overrides, methods=methods, recipes=changes, **factors
+    )
     for cell in grid.cells:
         grid.recipe(cell)
     return grid
@@ -147,13 +156,32 @@ def _methods(tables: Any, where: str) -> dict[str, tuple[str, ...]]:
     return methods
 
 
-def _cell(model: str, recipe: str, method: str, seed: int, path: Path, own: Collection[str]) -> Cell:
+def _recipes(tables: Any, where: str) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """What each of the grid's own recipes starts from, and what it changes."""
+    bases, changes = {}, {}
+    for name, table in tables.items() if isinstance(tables, Mapping) else ():
+        if name in recipe_names() or _is_file(name):
+            raise UsageError(f"{where}: recipe {name} exists already, or is a file's name; take another name")
+        if not isinstance(table, Mapping) or not isinstance(table.get("from"), str):
+            raise UsageError(f'{where} [recipe.{name}]: write a table with a recipe to start from, as in from = "w4a8"')
+        bases[name] = table["from"]
+        changes[name] = _flat({k: v for k, v in table.items() if k != "from"}, f"{where} [recipe.{name}]")
+    return bases, changes
+
+
+def _cell(
+    model: str, recipe: str, method: str, seed: int, path: Path, own: Collection[str], bases: Mapping[str, str]
+) -> Cell:
     known = (*METHODS, REAL, OWN, BASELINE, *own)
     if method not in known:
         raise RecipeError(_unknown(f"{path}", "method", method, known))
-    is_file = recipe.endswith((".toml", ".yaml", ".yml"))
-    label = Path(recipe).stem if is_file else recipe
-    return Cell(model, str(path.parent / recipe) if is_file else recipe, label, method, seed)
+    base = bases.get(recipe, recipe)
+    label = Path(recipe).stem if _is_file(recipe) else recipe
+    return Cell(model, str(path.parent / base) if _is_file(base) else base, label, method, seed)
+
+
+def _is_file(recipe: str) -> bool:
+    return recipe.endswith((".toml", ".yaml", ".yml"))
 
 
 def _list(data: Any, key: str, kind: type, where: str) -> list[Any]:
