@@ -20,7 +20,7 @@ from d4c.export.source import Source, source_of
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
-from d4c.package import freeze, thaw
+from d4c.package import freeze, thaw, thaw_integers
 from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import Calibrate, Recipe, load_recipe
 
@@ -30,11 +30,12 @@ class Case:
     """One quantized model.
 
     Args:
-        simulation: the artifact thawed; pixels: [8, 3, 32, 32]; ids: [text, 77].
+        simulation: the artifact thawed; integers: the same in whole numbers; pixels: [8, 3, 32, 32]; ids: [text, 77].
     """
 
     source: Source
     simulation: QuantizedClip
+    integers: QuantizedClip
     pixels: Tensor
     ids: Tensor
 
@@ -52,7 +53,7 @@ def in_memory(clip: Clip, recipe: Recipe, pixels: Tensor, ids: Tensor) -> Artifa
 def make_case(clip: Clip, recipe: str, pixels: Tensor) -> Case:
     ids = torch.from_numpy(clip.tokenizer(["a dog", "a photo of a large red house by the sea", "b", "two cats"]))
     artifact = in_memory(clip, load_recipe(recipe), pixels, ids)
-    return Case(source_of(artifact), thaw(artifact), pixels, ids)
+    return Case(source_of(artifact), thaw(artifact), thaw_integers(artifact), pixels, ids)
 
 
 RECIPES = ["w8a8", "w6a6", "w4a8"]

@@ -29,6 +29,12 @@ def test_integer_towers_compute_what_the_simulation_does(case: Case, storage: st
     assert centred(texts, case.simulation.encode_text(case.ids).numpy()) < CLOSE
 
 
+def test_resnets_are_whole_numbers_to_the_pool(resnet_case: Case) -> None:
+    case = resnet_case
+    (images,) = run_graph(image_graph(case.source, storage="int8"), case.pixels.numpy()).values()
+    assert centred(images, case.integers.encode_image(case.pixels).numpy()) < 1e-5
+
+
 def test_siglip_pools_by_attention_and_takes_whole_texts(siglip_case: Case) -> None:
     case = siglip_case
     (images,) = run_graph(image_graph(case.source, storage="int4"), case.pixels.numpy()).values()

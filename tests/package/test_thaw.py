@@ -17,7 +17,9 @@ from d4c.errors import ArtifactError
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
+from d4c.models.resnet import Bottleneck, ModifiedResNet
 from d4c.package import freeze, thaw, thaw_integers
+from d4c.quantizers.integer_layers import IntegerSum
 from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import Calibrate, Recipe, Rule, load_recipe
 
@@ -196,6 +198,9 @@ def test_whole_numbers_agree_with_the_simulation(name: str, clip: Clip, pixels: 
     simulation, integers = thaw(artifact), thaw_integers(artifact)
     kinds = {type(integers.get_submodule(layer)).__name__ for layer in sites_of(integers).inputs}
     assert kinds <= {"IntegerLinear", "IntegerConv2d"}
+    sums = [block.sum for block in integers.modules() if isinstance(block, Bottleneck)]
+    assert all(isinstance(found, IntegerSum) for found in sums)
+    assert len(sums) == (4 if isinstance(clip.image, ModifiedResNet) else 0)
     for first, second in (
         (integers.encode_image(pixels), simulation.encode_image(pixels)),
         (integers.encode_text(tokens), simulation.encode_text(tokens)),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
-from d4c.quantizers.integer_layers import IntegerConv2d, IntegerLinear, integer_layer
+from d4c.quantizers.integer_layers import IntegerConv2d, IntegerLinear, IntegerSum, integer_layer
 from d4c.quantizers.layers import QuantConv2d, QuantLinear, UniformQuantizer
 
 
@@ -63,3 +63,30 @@ def test_without_a_quantizer_behind_it_a_convolution_is_float(generator: torch.G
     layer, source = QuantConv2d(conv, affine_of(conv.weight), nn.Identity()), quantizer(-1, 1)
     x = source(torch.randn(1, 2, 4, 4, generator=generator))
     torch.testing.assert_close(integer_layer(layer, source, None, None)(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def six_bits(scale: float, zero: float) -> UniformQuantizer:
+    grid = IntegerGrid(6, symmetric=False)
+    return UniformQuantizer(AffineGrid(torch.tensor([scale]), torch.tensor([zero]), grid))
+
+
+def test_a_sum_rounds_as_its_codes_do_where_real_values_round_otherwise() -> None:
+    first, second, target = six_bits(0.09125036, 34), six_bits(0.13146585, 0), six_bits(0.13698147, 0)
+    a, b = (codes.reshape(-1) for codes in np.mgrid[0:64, 0:64].astype(np.float32))
+    x, y = torch.from_numpy(a - 34) * first.scale, torch.from_numpy(b) * second.scale
+    found = target(IntegerSum(first, second, target)(x, y)) / target.scale
+    f = np.float32
+    r_a, r_b = f(0.09125036) / f(0.13698147), f(0.13146585) / f(0.13698147)
+    expected = np.clip(np.rint((a * r_a + (f(0) - f(34) * r_a)) + b * r_b), 0, 63)
+    np.testing.assert_array_equal(found.round().numpy(), expected)
+    plain = (target(torch.relu(x + y)) / target.scale).round().numpy()
+    (others,) = np.nonzero(plain != expected)
+    assert len(others) > 0
+    exact = ((a - 34.0) * float(first.scale) + b * float(second.scale)) / float(target.scale)
+    assert (np.abs(exact[others] % 1 - 0.5) < 1e-5).all()
+
+
+def test_a_sum_below_zero_is_the_zero_point() -> None:
+    first, second, target = six_bits(0.5, 32), six_bits(0.25, 10), six_bits(1.0, 7)
+    found = IntegerSum(first, second, target)(torch.tensor([-3.0, 2.0]), torch.tensor([0.25, 1.5]))
+    assert found.tolist() == [0.0, 3.0]  # relu(-2.75); code 10.5 rounds to 10, where the value 3.5 rounds to 4

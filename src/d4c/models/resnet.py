@@ -63,6 +63,13 @@ class Shortcut(nn.Module):
         return self.conv_out(self.bn(self.conv(self.pool_out(x))))
 
 
+class RectifiedSum(nn.Module):
+    """relu(x + y): a module, so that a sum of codes can take its place."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.relu(x + y)
+
+
 class Bottleneck(nn.Module):
     """relu(conv3(pool(relu(conv2(relu(conv1(x)))))) + shortcut(x)); strides are average pools."""
 
@@ -86,6 +93,7 @@ class Bottleneck(nn.Module):
         self.shortcut = (
             Shortcut(inputs, outputs, stride, batch_norm) if stride > 1 or inputs != outputs else nn.Identity()
         )
+        self.sum: nn.Module = RectifiedSum()
         self.sum_out = TensorSite()
 
     @property
@@ -103,7 +111,7 @@ class Bottleneck(nn.Module):
         if self.stride > 1:
             y = F.avg_pool2d(y, self.stride)
         y = self.conv3_out(self.bn3(self.conv3(self.pool_out(y))))
-        return self.sum_out(F.relu(y + self.shortcut(x)))
+        return self.sum_out(self.sum(y, self.shortcut(x)))
 
 
 class AttentionPool(AttentionProducts):

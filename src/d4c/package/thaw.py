@@ -15,8 +15,9 @@ from d4c.artifact.packing import unpack_nibbles
 from d4c.errors import ArtifactError
 from d4c.models import QuantizedClip, sites_of, wrap
 from d4c.models.clip import Clip, build_towers
+from d4c.models.resnet import Bottleneck
 from d4c.quantizers.grids import AffineGrid, Granularity, IntegerGrid, PerChannel, PerTensor, PerToken, TensorFormat
-from d4c.quantizers.integer_layers import integer_layer
+from d4c.quantizers.integer_layers import IntegerSum, integer_layer
 from d4c.quantizers.layers import QuantConv2d, QuantLinear
 from d4c.quantizers.ranges import Ranges
 from d4c.quantizers.scheme import Scheme
@@ -75,6 +76,11 @@ def thaw_integers(artifact: Artifact) -> QuantizedClip:
             parent, _, leaf = layer.rpartition(".")
             replaced = integer_layer(module, quantizers[site], bias, quantizers.get(f"{layer}_out"))
             setattr(quantized.get_submodule(parent), leaf, replaced)
+    for name, block in quantized.named_modules():
+        if isinstance(block, Bottleneck):
+            shortcut = f"{name}.shortcut.conv_out"
+            second = quantizers.get(shortcut) or quantizers[sites_of(quantized).inputs[f"{name}.conv1"]]
+            block.sum = IntegerSum(quantizers[f"{name}.conv3_out"], second, quantizers[f"{name}.sum_out"])
     return quantized
 
 

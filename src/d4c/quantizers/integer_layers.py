@@ -5,12 +5,14 @@ Sums of products of codes are exact in float64; what follows is one float32 mult
     accumulator = Σ (a - z_a) w + b        y = float32(accumulator) x (s_a s_w)
 
 and, where an integer tensor follows at once, y's code is round(float32(accumulator) x (s_a s_w / s_y)), ties to even.
+Sums of two tensors of codes are taken as onnxruntime's QLinearAdd takes them, ties included.
 The layers of a wrapped model (`quantizers.layers`) add the same products in float32, in an order of their own: they are
 off by less than one code, and seldom by one.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,6 +74,40 @@ class IntegerConv2d(nn.Module):
         codes = (x / self.input_scale).round().double()
         y = F.conv2d(codes, self.codes, self.bias, self.stride, self.padding).float() * self.factor
         return y if self.output_scale is None else y.round() * self.output_scale
+
+
+class IntegerSum(nn.Module):
+    """relu(x + y) of two tensors with codes a and b, on the grid of the quantizer that follows, all in float32.
+
+        code = max(round((a r_a + (z - z_a r_a - z_b r_b)) + b r_b), z)        r_a = s_a / s, r_b = s_b / s
+
+    The order is onnxruntime's. Where the sum lies half-way between two codes, that of the real values may round to the
+    other one.
+
+    Args:
+        first, second: the quantizers of x and y; target: the one that follows.
+    """
+
+    first_scale: Tensor
+    second_scale: Tensor
+    scale: Tensor
+    zero_points: Tensor
+
+    def __init__(self, first: UniformQuantizer, second: UniformQuantizer, target: UniformQuantizer) -> None:
+        super().__init__()
+        self.register_buffer("first_scale", first.scale.clone())
+        self.register_buffer("second_scale", second.scale.clone())
+        self.register_buffer("scale", target.scale.clone())
+        self.register_buffer("zero_points", torch.stack([q.zero_point for q in (first, second, target)]))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        first_zero, second_zero, zero = self.zero_points
+        first = (x / self.first_scale).round() + first_zero  # x lies on its grid
+        second = (y / self.second_scale).round() + second_zero
+        first_ratio, second_ratio = self.first_scale / self.scale, self.second_scale / self.scale
+        fixed = zero - first_zero * first_ratio - second_zero * second_ratio
+        codes = ((first * first_ratio + fixed) + second * second_ratio).round()
+        return (codes.clamp(min=zero) - zero) * self.scale
 
 
 def integer_layer(
