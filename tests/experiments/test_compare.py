@@ -113,6 +113,18 @@ def test_other_settings_are_measured_again(grid: Grid, place: Place) -> None:
     assert [r["settings"] for r in first] != [r["settings"] for r in again]
 
 
+def test_each_of_a_grids_own_recipes_has_its_text_tower_made_first(
+    tmp_path: Path, vit_folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = '[recipe.plain]\nfrom = "paper-w4a8"\nreconstruct.method = "none"\n[[run]]'
+    text = GRID.replace("MODEL", f"local-dir:{vit_folder}").replace("[[run]]", own).replace('"paper-w6a6"', '"plain"')
+    (tmp_path / "own.toml").write_text(text.replace('"real", "baseline", "bns", "d4c-3"', '"real"'))
+    made: Counter[str] = Counter()
+    monkeypatch.setattr(compare, "do", lambda task: made.update([f"{task.kind} {task.cell.label}"]) or {})
+    run(read_grid(tmp_path / "own.toml"), place)
+    assert made == {f"{kind} {label}": 2 for kind in ("text", "cell") for label in ("paper-w4a8", "plain")}  # seeds
+
+
 def test_seeds_draw_different_real_pictures(grid: Grid, place: Place) -> None:
     real = [c for c in grid.cells if c.method == "real" and c.label == "paper-w4a8"]
     sets = [cells.image_set(cells.set_up(grid, cell, place), silent).pixels for cell in real]

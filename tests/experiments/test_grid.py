@@ -117,6 +117,7 @@ def test_factors_of_one_change_nothing() -> None:
         ),
         ('dataset = "wds/colours"', 'dataset = "wds/colours"\nmethod.mine = 3', UsageError, "write a table"),
         ("[[run]]", '[recipe.w4a8]\nfrom = "w4"\n[[run]]', UsageError, "exists already"),
+        ("[[run]]", '[recipe.mine]\nfrom = "w4"\n[[run]]', UsageError, "one name"),
         ("[[run]]", "[recipe.own]\nsynthesize.steps = 2\n[[run]]", UsageError, "to start from"),
         (
             "[[run]]",

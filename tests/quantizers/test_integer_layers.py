@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
-from d4c.quantizers.integer_layers import IntegerConv2d, IntegerLinear, IntegerSum, integer_layer
+from d4c.quantizers.integer_layers import IntegerAveragePool, IntegerConv2d, IntegerLinear, IntegerSum, integer_layer
 from d4c.quantizers.layers import QuantConv2d, QuantLinear, UniformQuantizer
 
 
@@ -90,3 +90,19 @@ def test_a_sum_below_zero_is_the_zero_point() -> None:
     first, second, target = six_bits(0.5, 32), six_bits(0.25, 10), six_bits(1.0, 7)
     found = IntegerSum(first, second, target)(torch.tensor([-3.0, 2.0]), torch.tensor([0.25, 1.5]))
     assert found.tolist() == [0.0, 3.0]  # relu(-2.75); code 10.5 rounds to 10, where the value 3.5 rounds to 4
+
+
+def test_an_average_adds_codes_and_rounds_once(generator: torch.Generator) -> None:
+    source, target = quantizer(0, 3), quantizer(0, 2)
+    x = source(3 * torch.rand(2, 5, 6, 4, generator=generator))
+    found = IntegerAveragePool(2, source, target)(x)
+    sums = np.rint(x.numpy() / source.scale.numpy()).astype(np.int64).reshape(2, 5, 3, 2, 2, 2).sum(axis=(3, 5))
+    factor = source.scale.numpy() * np.float32(0.25) / target.scale.numpy()
+    np.testing.assert_array_equal(found.numpy(), np.rint(sums.astype(np.float32) * factor) * target.scale.numpy())
+
+
+def test_an_average_half_way_between_two_codes_rounds_to_the_even_one() -> None:
+    source, target = six_bits(0.3, 0), six_bits(0.6, 0)
+    codes = torch.tensor([[[[1.0, 1.0], [1.0, 1.0]]], [[[3.0, 3.0], [3.0, 3.0]]]])  # 0.5 and 1.5 codes
+    found = IntegerAveragePool(2, source, target)(codes * source.scale) / target.scale
+    assert found.flatten().tolist() == [0.0, 2.0]

@@ -85,7 +85,7 @@ def _sharing_images(grid: Grid, cells: Iterable[Cell]) -> Iterable[Cell]:
 
 def _sharing_text(cells: Iterable[Cell]) -> Iterable[Cell]:
     """A cell for each text tower."""
-    return {(c.model, c.recipe, c.seed): c for c in cells}.values()
+    return {(c.model, c.label, c.seed): c for c in cells}.values()
 
 
 def _all(kind: Kind, tasks: list[Task], executor: Executor, report: Report) -> list[dict[str, Any]]:

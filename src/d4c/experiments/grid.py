@@ -177,6 +177,8 @@ def _cell(
         raise RecipeError(_unknown(f"{path}", "method", method, known))
     base = bases.get(recipe, recipe)
     label = Path(recipe).stem if _is_file(recipe) else recipe
+    if _is_file(recipe) and label in bases:
+        raise UsageError(f"{path}: {recipe} and [recipe.{label}] would have one name; take another")
     return Cell(model, str(path.parent / base) if _is_file(base) else base, label, method, seed)
 
 

@@ -31,25 +31,33 @@ def save_openvino(model: onnx.ModelProto, path: Path) -> None:
 
 
 def with_addends_apart(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which a pool of one pixel stands before each quantized addend that only its sum reads.
+    """The model with a pool of one pixel before each quantized addend that only its sum reads; a copy, if there is any.
 
     OpenVINO fuses a convolution into the sum that follows, and then adds its output unrounded instead of the codes. A
     pool between them keeps the codes and costs one pass over them.
     """
     kinds = {node.output[0]: node.op_type for node in model.graph.node}
     num_readers = Counter(name for node in model.graph.node for name in node.input)
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        node = onnx.NodeProto.FromString(node.SerializeToString())
-        if node.op_type == "Add" and all(kinds.get(name) == "DequantizeLinear" for name in node.input):
-            for i, name in enumerate(node.input):
-                if num_readers[name] == 1:
-                    node.input[i] = f"{name}.apart"
-                    nodes.append(helper.make_node("MaxPool", [name], [node.input[i]], kernel_shape=[1, 1]))
-        nodes.append(node)
+    sums = [node for node in model.graph.node if node.op_type == "Add"]
+    sums = [node for node in sums if all(kinds.get(name) == "DequantizeLinear" for name in node.input)]
+    addends = {name for node in sums for name in node.input if num_readers[name] == 1}
+    if not addends:
+        return model
     apart = onnx.ModelProto.FromString(model.SerializeToString())
+    nodes: list[onnx.NodeProto] = []
+    for node in apart.graph.node:
+        for i, name in enumerate(node.input):
+            if name in addends:
+                node.input[i] = f"{name}.apart"
+        nodes.append(node)
+        nodes += [
+            helper.make_node("MaxPool", [name], [f"{name}.apart"], kernel_shape=[1, 1])
+            for name in node.output
+            if name in addends
+        ]
+    model_nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del apart.graph.node[:]
-    apart.graph.node.extend(nodes)
+    apart.graph.node.extend(model_nodes)
     return apart
 
 

@@ -17,6 +17,10 @@ def _norm(batch_norm: bool, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
 
 
+def _average(stride: int) -> nn.Module:
+    return nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+
+
 INCOMING = "<"  # in a part's `reads`: the tensor that comes in, which the part before it put out
 
 
@@ -37,13 +41,14 @@ class Stem(nn.Module):
         self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=not batch_norm)
         self.bn3 = _norm(batch_norm, width)
         self.conv3_out = TensorSite()
+        self.pool: nn.Module = nn.AvgPool2d(2)
         self.pool_out = TensorSite()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1_out(F.relu(self.bn1(self.conv1(x))))
         x = self.conv2_out(F.relu(self.bn2(self.conv2(x))))
         x = self.conv3_out(F.relu(self.bn3(self.conv3(x))))
-        return self.pool_out(F.avg_pool2d(x, 2))
+        return self.pool_out(self.pool(x))
 
 
 class Shortcut(nn.Module):
@@ -51,16 +56,14 @@ class Shortcut(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: bool) -> None:
         super().__init__()
-        self.stride = stride
+        self.pool: nn.Module = _average(stride)
         self.pool_out = TensorSite() if stride > 1 else nn.Identity()
         self.conv = nn.Conv2d(inputs, outputs, 1, bias=not batch_norm)
         self.bn = _norm(batch_norm, outputs)
         self.conv_out = TensorSite()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride > 1:
-            x = F.avg_pool2d(x, self.stride)
-        return self.conv_out(self.bn(self.conv(self.pool_out(x))))
+        return self.conv_out(self.bn(self.conv(self.pool_out(self.pool(x)))))
 
 
 class RectifiedSum(nn.Module):
@@ -86,6 +89,7 @@ class Bottleneck(nn.Module):
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=not batch_norm)
         self.bn2 = _norm(batch_norm, planes)
         self.conv2_out = TensorSite()
+        self.pool: nn.Module = _average(stride)
         self.pool_out = TensorSite() if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(planes, outputs, 1, bias=not batch_norm)
         self.bn3 = _norm(batch_norm, outputs)
@@ -108,9 +112,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1_out(F.relu(self.bn1(self.conv1(x))))
         y = self.conv2_out(F.relu(self.bn2(self.conv2(y))))
-        if self.stride > 1:
-            y = F.avg_pool2d(y, self.stride)
-        y = self.conv3_out(self.bn3(self.conv3(self.pool_out(y))))
+        y = self.conv3_out(self.bn3(self.conv3(self.pool_out(self.pool(y)))))
         return self.sum_out(self.sum(y, self.shortcut(x)))
 
 

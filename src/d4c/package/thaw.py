@@ -15,10 +15,10 @@ from d4c.artifact.packing import unpack_nibbles
 from d4c.errors import ArtifactError
 from d4c.models import QuantizedClip, sites_of, wrap
 from d4c.models.clip import Clip, build_towers
-from d4c.models.resnet import Bottleneck
+from d4c.models.resnet import ModifiedResNet, Shortcut
 from d4c.quantizers.grids import AffineGrid, Granularity, IntegerGrid, PerChannel, PerTensor, PerToken, TensorFormat
-from d4c.quantizers.integer_layers import IntegerSum, integer_layer
-from d4c.quantizers.layers import QuantConv2d, QuantLinear
+from d4c.quantizers.integer_layers import IntegerAveragePool, IntegerSum, integer_layer
+from d4c.quantizers.layers import QuantConv2d, QuantLinear, UniformQuantizer
 from d4c.quantizers.ranges import Ranges
 from d4c.quantizers.scheme import Scheme
 
@@ -68,7 +68,8 @@ def thaw_integers(artifact: Artifact) -> QuantizedClip:
         raise ArtifactError(f"{artifact.folder}: recipe {artifact.quantization['recipe']} has no integer form")
     quantized = thaw(artifact)
     quantizers = quantized.tensor_quantizers()
-    for layer, site in sites_of(quantized).inputs.items():
+    inputs = sites_of(quantized).inputs
+    for layer, site in inputs.items():
         module = quantized.get_submodule(layer)
         if isinstance(module, QuantLinear | QuantConv2d):
             codes = artifact.arrays.get(f"{layer}.bias")
@@ -76,12 +77,25 @@ def thaw_integers(artifact: Artifact) -> QuantizedClip:
             parent, _, leaf = layer.rpartition(".")
             replaced = integer_layer(module, quantizers[site], bias, quantizers.get(f"{layer}_out"))
             setattr(quantized.get_submodule(parent), leaf, replaced)
-    for name, block in quantized.named_modules():
-        if isinstance(block, Bottleneck):
-            shortcut = f"{name}.shortcut.conv_out"
-            second = quantizers.get(shortcut) or quantizers[sites_of(quantized).inputs[f"{name}.conv1"]]
-            block.sum = IntegerSum(quantizers[f"{name}.conv3_out"], second, quantizers[f"{name}.sum_out"])
+    if isinstance(quantized.image, ModifiedResNet):
+        _add_codes(quantized.image, {site.removeprefix("image."): q for site, q in quantizers.items()})
     return quantized
+
+
+def _add_codes(tower: ModifiedResNet, quantizers: Mapping[str, UniformQuantizer]) -> None:
+    """Put integer pools and sums in place; quantizers by path in the tower."""
+    tower.stem.pool = IntegerAveragePool(2, quantizers["stem.conv3_out"], quantizers["stem.pool_out"])
+    reads = tower.input_sites()
+    for name, block in tower.named_blocks():
+        incoming = residual = quantizers[reads[f"{name}.conv1"]]
+        if isinstance(block.shortcut, Shortcut):
+            residual = quantizers[f"{name}.shortcut.conv_out"]
+        if block.stride > 1:
+            block.pool = IntegerAveragePool(
+                block.stride, quantizers[f"{name}.conv2_out"], quantizers[f"{name}.pool_out"]
+            )
+            block.shortcut.pool = IntegerAveragePool(block.stride, incoming, quantizers[f"{name}.shortcut.pool_out"])
+        block.sum = IntegerSum(quantizers[f"{name}.conv3_out"], residual, quantizers[f"{name}.sum_out"])
 
 
 def _formats(described: Mapping[str, Mapping[str, Any]]) -> dict[str, TensorFormat]:

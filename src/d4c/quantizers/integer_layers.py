@@ -5,7 +5,7 @@ Sums of products of codes are exact in float64; what follows is one float32 mult
     accumulator = Σ (a - z_a) w + b        y = float32(accumulator) x (s_a s_w)
 
 and, where an integer tensor follows at once, y's code is round(float32(accumulator) x (s_a s_w / s_y)), ties to even.
-Sums of two tensors of codes are taken as onnxruntime's QLinearAdd takes them, ties included.
+Averages, and sums of two tensors, are taken of codes too, in onnxruntime's order, ties included.
 The layers of a wrapped model (`quantizers.layers`) add the same products in float32, in an order of their own: they are
 off by less than one code, and seldom by one.
 """
@@ -74,6 +74,28 @@ class IntegerConv2d(nn.Module):
         codes = (x / self.input_scale).round().double()
         y = F.conv2d(codes, self.codes, self.bias, self.stride, self.padding).float() * self.factor
         return y if self.output_scale is None else y.round() * self.output_scale
+
+
+class IntegerAveragePool(nn.Module):
+    """The mean of squares of `size` pixels: codes added, one multiplication, rounded to the codes that follow.
+
+    Args:
+        source: the quantizer of what it reads; target: the one that follows.
+    """
+
+    input_scale: Tensor
+    output_scale: Tensor
+
+    def __init__(self, size: int, source: UniformQuantizer, target: UniformQuantizer) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("input_scale", source.scale.clone())
+        self.register_buffer("output_scale", target.scale.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = (x / self.input_scale).round().double()
+        sums = F.avg_pool2d(codes, self.size, divisor_override=1).float()
+        return (sums * (self.input_scale / self.size**2 / self.output_scale)).round() * self.output_scale
 
 
 class IntegerSum(nn.Module):
