@@ -1,6 +1,6 @@
 """How much less work than the paper's settings, stage by stage, measured in one run.
 
-    python benchmarks/speed.py MODEL --out FOLDER [--threads 2] [--iterations 10]
+    python benchmarks/speed.py MODEL --out FOLDER [--threads 2] [--device cuda] [--iterations 10]
 
 *Ours* is `d4c quantize MODEL --recipe w4a8` with rounding in closed form, run in full. *The paper's* is the recipe
 `paper-w4a8` on the same kernels, histogram ranges and cached streams: what is too long is run for a few iterations and
@@ -29,6 +29,7 @@ from d4c.calibrate import observe
 from d4c.models import Clip, load, sites_of, wrap
 from d4c.models.parts import tower_parts
 from d4c.pipeline.basis import calibration_tokens, default_bank, fold, held_out_tokens, split_bank
+from d4c.pipeline.places import resolve_device
 from d4c.prompts import load_templates
 from d4c.quantizers.range_search import NUM_SHRINKS, lp_range, lp_range_brute_force
 from d4c.quantizers.scheme import resolve_scheme
@@ -40,18 +41,25 @@ OURS = ("reconstruct.method=closed_form",)
 SAMPLE = 200_000  # values on which brute force is timed
 
 
+def now() -> float:
+    """Seconds, once a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = now()
     run()
-    return time.perf_counter() - start
+    return now() - start
 
 
-def ours(model: str, out: Path, overrides: tuple[str, ...]) -> dict[str, float]:
+def ours(model: str, out: Path, overrides: tuple[str, ...], device: str) -> dict[str, float]:
     """Seconds of each stage of a full run, and in all, from the command to the artifact."""
     artifact = out / "artifact"
     start = time.perf_counter()
     job = pipeline.prepare(
-        model, recipe="w4a8", out=artifact, pretrained=None, images=None, prompts=None, device="cpu", seed=0,
+        model, recipe="w4a8", out=artifact, pretrained=None, images=None, prompts=None, device=device, seed=0,
         overrides=overrides, fresh=True, keep_images=False,
     )  # fmt: skip
     pipeline.run(job)
@@ -64,9 +72,10 @@ def ours(model: str, out: Path, overrides: tuple[str, ...]) -> dict[str, float]:
 class Paper:
     """The paper's settings on a model, each stage measured as far as it must be."""
 
-    def __init__(self, model: str, iterations: int) -> None:
+    def __init__(self, model: str, iterations: int, device: torch.device) -> None:
         self.recipe = load_recipe("paper-w4a8")
-        self.clip: Clip = load(model)
+        self.clip: Clip = load(model).to(device)
+        self.device = device
         self.iterations = iterations
         bank = default_bank(model, self.recipe)
         self.bank, self.held_bank = split_bank(bank, self.recipe)
@@ -106,7 +115,7 @@ class Paper:
         finally:
             observe.OBSERVERS["lp"] = lp_range
         grid = next(iter(self.scheme.inputs.values())).grid
-        brute = seconds(lambda: lp_range_brute_force(torch.randn(1, SAMPLE), grid)) / SAMPLE
+        brute = seconds(lambda: lp_range_brute_force(torch.randn(1, SAMPLE, device=self.device), grid)) / SAMPLE
         candidates = NUM_SHRINKS * (grid.qmax + 1)
         print(f"ranges: {values / 1e6:.0f} M values, {candidates} candidates each", flush=True)
         return by_histogram, by_histogram + brute * values
@@ -121,7 +130,7 @@ class Paper:
 
         def mark(label: str, _: int, __: int) -> None:
             if label == "reconstruct":
-                marks.append(time.perf_counter())
+                marks.append(now())
 
         whole = seconds(
             lambda: reconstruct.run(
@@ -142,7 +151,7 @@ class Paper:
         part = tower_parts(quantized, "text")[1]
         unit = next(u for u in units_of(part, quantized, self.folded, "layer") if u.name.endswith("mlp.fc1"))
         (site,) = unit.weights
-        x = torch.randn(512, 77, unit.float_weight(site).shape[1])
+        x = torch.randn(512, 77, unit.float_weight(site).shape[1], device=self.device)
         samples = Samples(x, None, torch.cat([unit.reference(part) for part in x.split(64)]).detach(), None)
         generator = torch.Generator().manual_seed(0)
 
@@ -167,7 +176,7 @@ def bare_loop(layer: nn.Module, affine: Any, samples: Samples, batch: int, itera
     scale = (samples.quantized.abs().max() / 255).detach().clone().requires_grad_()
     optimizers = [torch.optim.Adam([alpha], lr=1e-3), torch.optim.Adam([scale], lr=4e-6)]
     for step in range(1, iterations + 1):
-        index = torch.randint(len(samples), (batch,))
+        index = torch.randint(len(samples), (batch,), device=weight.device)
         x, target = samples.quantized[index], samples.target[index]
         g = 1 / (x.numel() * 255) ** 0.5
         s = scale.abs() * g + (scale.abs() * (1 - g)).detach()
@@ -219,6 +228,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu", help="as in d4c quantize")
     parser.add_argument("--iterations", type=int, default=10, help="measured of each long part, from 2")
     parser.add_argument("--set", action="append", default=[], help="of our recipe, as in d4c quantize")
     args = parser.parse_args()
@@ -226,17 +236,22 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    mine = ours(args.model, args.out, (*OURS, *args.set))
+    device = resolve_device(args.device)
+    mine = ours(args.model, args.out, (*OURS, *args.set), args.device)
     print("ours", {name: round(value, 1) for name, value in mine.items()}, flush=True)
-    paper = Paper(args.model, args.iterations)
+    paper = Paper(args.model, args.iterations, device)
     ratio = paper.against_a_bare_loop()
+    print(f"a learning step takes {ratio:.2f} times a bare loop's", flush=True)
     found = {"synthesis": paper.synthesis()}
+    print(f"the paper's images {found['synthesis']:.0f} s", flush=True)
     found["ranges"], exhaustive = paper.ranges()
+    print(f"the paper's ranges {found['ranges']:.0f} s, exhaustively {exhaustive:.0f} s", flush=True)
     found["reconstruction"] = paper.reconstruction()
     found["total"] = found["synthesis"] + found["ranges"] + found["reconstruction"]
     found["exhaustive"] = found["total"] - found["ranges"] + exhaustive
     result = {
-        "model": args.model, "threads": torch.get_num_threads(), "iterations_measured": args.iterations, "ours": mine,
+        "model": args.model, "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(), "iterations_measured": args.iterations, "ours": mine,
         "paper": found, "step_over_bare_loop": ratio,
     }  # fmt: skip
     (args.out / "speed.json").write_text(json.dumps(result, indent=1) + "\n")

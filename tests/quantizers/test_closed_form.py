@@ -315,9 +315,9 @@ def test_eight_bits_stay_pair_safe_through_every_step(shape: tuple[int, ...]) ->
 
 def test_neighbours_are_those_of_both_runtimes() -> None:
     shape = torch.Size((4, 3, 1, 3))
-    columns = Neighbours.of(shape, torch.device("cpu")).columns
+    columns = Neighbours.of(shape).columns
     pairs = {tuple(pair) for found in column_pairs(shape) for pair in found.tolist()}
-    listed = {(i, j) for i, row in enumerate(columns.tolist()) for j in row if j < 9}
+    listed = {(i, j) for i, row in enumerate(columns) for j in row}
     assert listed == pairs | {(b, a) for a, b in pairs}
 
 

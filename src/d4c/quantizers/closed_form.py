@@ -16,6 +16,7 @@ COMQ's (arXiv:2403.07134). The error of the result is Σ_j R_jj² (t_j - q_j)²,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -130,36 +131,36 @@ def with_room(affine: AffineGrid, least: Tensor | None) -> AffineGrid:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Which codes a kernel adds in 16 bits, by column: two of the same sign must not exceed 128.
+    """Which codes a kernel adds in 16 bits, by column: two of the same sign must not exceed 128."""
 
-    Args:
-        columns: [in, neighbour]; `in` itself stands for none.
-    """
-
-    columns: Tensor
+    columns: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, shape: torch.Size, device: torch.device) -> Neighbours:
+    def of(cls, shape: torch.Size) -> Neighbours:
         """Those of a weight [out, in, ..] flattened to [out, column]."""
-        num_columns = shape[1:].numel()
-        lists: list[list[int]] = [[] for _ in range(num_columns)]
+        lists: list[list[int]] = [[] for _ in range(shape[1:].numel())]
         for pairs in column_pairs(shape):
             for a, b in pairs.tolist():
                 lists[a].append(b)
                 lists[b].append(a)
-        widest = max(1, *(len(found) for found in lists))
-        padded = [found + [num_columns] * (widest - len(found)) for found in lists]
-        return cls(torch.tensor(padded, device=device))
+        return cls(tuple(tuple(found) for found in lists))
 
-    def bounds(self, column: int, codes: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    def reordered(self, order: Sequence[int]) -> Neighbours:
+        """The same columns once they stand in another order."""
+        position = {column: i for i, column in enumerate(order)}
+        return Neighbours(tuple(tuple(position[near] for near in self.columns[column]) for column in order))
+
+    def bounds(self, column: int, codes: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Lowest and highest code that a column may take beside its neighbours, [out] each.
 
         Args:
-            codes: [in + 1, out]; columns without a code yet, and the last row, hold 0.
+            codes: [in, out]; columns without a code yet hold 0; low, high: of the grid, -128 to 127 at most, [out].
         """
-        near = codes[self.columns[column]]  # [neighbour, out]
-        above, below = near.amax(dim=0).clamp(min=0), near.amin(dim=0).clamp(max=0)
-        return (-MAX_PAIR_SUM - below).clamp(min=grid.qmin), (MAX_PAIR_SUM - above).clamp(max=grid.qmax)
+        near = [codes[other] for other in self.columns[column]]
+        if not near:
+            return low, high
+        lowest, highest = functools.reduce(torch.minimum, near), functools.reduce(torch.maximum, near)
+        return torch.maximum(-MAX_PAIR_SUM - lowest, low), torch.minimum(MAX_PAIR_SUM - highest, high)
 
 
 def round_with_feedback(
@@ -167,28 +168,32 @@ def round_with_feedback(
 ) -> Tensor:
     """Codes of W*, column by column, each making up for the errors of those before it, [out, in].
 
+    Rows are looked at in steps of their grid, and columns in the factor's order.
+
     Args:
         target: W*, [out, in]; affine: scale and zero point [out, 1]; neighbours: of a pair-safe weight.
         block: columns between two matrix products; the result does not depend on it.
     """
-    order, num_columns = factor.order.tolist(), len(factor.order)
+    order = factor.order.tolist()
     unit_upper = factor.upper / factor.upper.diagonal()  # B
-    wanted = target.T[factor.order].contiguous()  # [in, out], as everything here
+    wanted = (target / affine.scale).T[factor.order].contiguous()  # [in, out], as everything here
     errors = torch.zeros_like(wanted)
-    codes = torch.zeros(num_columns + 1, len(target), dtype=target.dtype, device=target.device)  # columns' own order
-    scale, zero_point, grid = affine.scale[:, 0], affine.zero_point[:, 0], affine.grid
-    for start in range(0, num_columns, block):
-        stop = min(start + block, num_columns)
+    centred = torch.zeros_like(wanted)  # q - z
+    least, most = (bound - affine.zero_point[:, 0] for bound in (affine.grid.qmin, affine.grid.qmax))
+    near = None if neighbours is None else neighbours.reordered(order)
+    for start in range(0, len(order), block):
+        stop = min(start + block, len(order))
         inside = unit_upper[start:stop, start:stop]
         carried = wanted[start:stop] + unit_upper[:start, start:stop].T @ errors[:start]
-        for j in range(start, stop):
-            low, high = (grid.qmin, grid.qmax) if neighbours is None else neighbours.bounds(order[j], codes, grid)
-            code = ((carried[j - start] / scale).round_() + zero_point).clamp(low, high)  # type: ignore[arg-type]
-            codes[order[j]] = code
-            errors[j] = wanted[j] - (code - zero_point) * scale
+        for i, j in enumerate(range(start, stop)):
+            low, high = (least, most) if near is None else near.bounds(j, centred, least, most)
+            torch.round(carried[i], out=centred[j]).clamp_(low, high)
+            torch.sub(wanted[j], centred[j], out=errors[j])
             if j + 1 < stop:
-                carried[j + 1 - start :].addr_(inside[j - start, j + 1 - start :], errors[j])
-    return codes[:-1].T.contiguous()
+                carried[i + 1 :].addr_(inside[i, i + 1 :], errors[j])
+    codes = torch.empty_like(wanted)
+    codes[factor.order] = centred
+    return (codes.T + affine.zero_point).contiguous()
 
 
 def polish(
@@ -196,36 +201,33 @@ def polish(
 ) -> Tensor:
     """Coordinate descent over codes: each in turn moves to where the error is least, given all others; [out, in].
 
-    No step raises tr((Q - W*) H_λ (Q - W*)ᵀ) of any row.
+    No step raises tr((Q - W*) H_λ (Q - W*)ᵀ) of any row; rows are looked at in steps of their grid.
 
     Args:
         ridged: H_λ, [in, in]; sweeps: at most so many; they end when hardly a code changes.
     """
     num_columns = len(ridged)
-    table = torch.zeros(num_columns + 1, len(codes), dtype=codes.dtype, device=codes.device)
-    table[:-1] = codes.T  # [in, out], as everything here
-    scale, zero_point, grid = affine.scale[:, 0], affine.zero_point[:, 0], affine.grid
-    curvature = ridged.diagonal()
-    slope = ridged @ ((table[:-1] - zero_point) * scale - target.T)  # half the gradient
+    centred = (codes - affine.zero_point).T.contiguous()  # q - z, [in, out], as everything here
+    least, most = (bound - affine.zero_point[:, 0] for bound in (affine.grid.qmin, affine.grid.qmax))
+    curvature = ridged.diagonal().tolist()
+    slope = ridged @ (centred - (target / affine.scale).T)  # half the gradient
     for _ in range(sweeps):
-        changed = torch.zeros((), device=codes.device)
+        before = centred.clone()
         for start in range(0, num_columns, BLOCK):
             stop = min(start + BLOCK, num_columns)
             local = slope[start:stop]
-            moves = torch.zeros_like(local)
-            for j in range(start, stop):
-                low, high = (grid.qmin, grid.qmax) if neighbours is None else neighbours.bounds(j, table, grid)
-                wanted = table[j] - (local[j - start] / (curvature[j] * scale)).round_()
-                code = wanted.clamp(low, high)  # type: ignore[arg-type]
-                moves[j - start] = (code - table[j]) * scale
-                changed += (code != table[j]).sum()
-                table[j] = code
-                local.addr_(ridged[start:stop, j], moves[j - start])
+            moves = torch.empty_like(local)
+            for i, j in enumerate(range(start, stop)):
+                low, high = (least, most) if neighbours is None else neighbours.bounds(j, centred, least, most)
+                code = (centred[j] - (local[i] / curvature[j]).round_()).clamp_(low, high)
+                torch.sub(code, centred[j], out=moves[i])
+                centred[j] = code
+                local.addr_(ridged[j, start:stop], moves[i])
             slope[:start].addmm_(ridged[:start, start:stop], moves)
             slope[stop:].addmm_(ridged[stop:, start:stop], moves)
-        if float(changed) < SETTLED * codes.numel():
+        if float((centred != before).sum()) < SETTLED * codes.numel():
             break
-    return table[:-1].T.contiguous()
+    return (centred.T + affine.zero_point).contiguous()
 
 
 def refit_scales(codes: Tensor, target: Tensor, ridged: Tensor, affine: AffineGrid) -> AffineGrid:
@@ -285,9 +287,9 @@ class WeightForm:
         least = None if self.least_scale is None else self.least_scale[rows]
         return replace(self, shape=torch.Size([rows.stop - rows.start, *self.shape[1:]]), least_scale=least)
 
-    def neighbours(self, device: torch.device) -> Neighbours | None:
+    def neighbours(self) -> Neighbours | None:
         """Of a pair-safe weight."""
-        return Neighbours.of(self.shape, device) if self.pair_safe else None
+        return Neighbours.of(self.shape) if self.pair_safe else None
 
     def place(self, target: Tensor, importance: Tensor, num_shrinks: int = NUM_SHRINKS) -> AffineGrid:
         """Scales for W*, [out, 1]; arguments as for `search_scales`."""
@@ -308,7 +310,7 @@ def solve(
         weight, target: W and W*, [out, in]; moments, factor: of what the layer reads.
     """
     affine = form.place(target, moments.gram.diagonal(), num_shrinks)
-    codes = round_with_feedback(target, factor, affine, form.neighbours(weight.device))
+    codes = round_with_feedback(target, factor, affine, form.neighbours())
     return _with_bias(codes, affine, weight, moments)
 
 
@@ -317,7 +319,7 @@ def refine(
     refits: int,
 ) -> IntegerWeight:  # fmt: skip
     """Polish the codes and refit their scales in turn, then polish once more; arguments as for `solve`."""
-    neighbours = form.neighbours(weight.device)
+    neighbours = form.neighbours()
     codes, affine = found.codes, found.affine
     for _ in range(refits):
         codes = polish(codes, target, factor.ridged, affine, neighbours, sweeps=2)

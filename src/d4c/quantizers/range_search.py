@@ -25,6 +25,7 @@ SHORTLIST = 3  # candidates that are scored exactly
 FINE_BINS = 2**16
 NUM_BINS, COARSE_BINS = 2048, 512
 CHUNK = 2**22  # values held at once while candidates are scored
+ROWS_AT_ONCE = 64  # whose fine bins are held at once on a GPU
 
 
 def minmax_range(rows: Tensor, grid: IntegerGrid) -> AffineGrid:
@@ -172,37 +173,46 @@ class Histogram:
         """
         if rows.shape[1] <= num_bins:
             return cls(rows, torch.ones_like(rows) if weights is None else weights)
-        merged = [
-            cls._merge(row.reshape(-1), None if weights is None else weights[i], num_bins) for i, row in enumerate(rows)
+        at_once = 1 if rows.device.type == "cpu" else ROWS_AT_ONCE  # one row's fine bins fit a processor's cache
+        starts = range(0, len(rows), at_once)
+        parts = [
+            cls._merged(rows[i : i + at_once], None if weights is None else weights[i : i + at_once], num_bins)
+            for i in starts
         ]
-        widest = max(len(m[0]) for m in merged)
+        widest = max(part.counts.shape[1] for part in parts)
 
-        def pad(x: Tensor) -> Tensor:
-            return torch.nn.functional.pad(x, (0, widest - len(x)))
+        def joined(columns: list[Tensor]) -> Tensor:
+            return torch.cat([torch.nn.functional.pad(x, (0, widest - x.shape[1])) for x in columns])
 
-        return cls(torch.stack([pad(m[0]) for m in merged]), torch.stack([pad(m[1]) for m in merged]))
+        return cls(joined([part.centers for part in parts]), joined([part.counts for part in parts]))
 
-    @staticmethod
-    def _merge(values: Tensor, weights: Tensor | None, num_bins: int) -> tuple[Tensor, Tensor]:
-        device = values.device
+    @classmethod
+    def _merged(cls, values: Tensor, weights: Tensor | None, num_bins: int) -> Histogram:
+        device, (num_rows, _) = values.device, values.shape
         if device.type == "mps":  # which has no float64
             values, weights = values.cpu(), None if weights is None else weights.cpu()
-        low, high = values.min(), values.max()
+        low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)  # [row, 1]
         width = ((high - low) / FINE_BINS).clamp(min=torch.finfo(torch.float32).tiny)
-        fine = ((values - low) / width).long().clamp_(max=FINE_BINS - 1)  # [value]
-        counts = torch.bincount(fine, None if weights is None else weights.double(), FINE_BINS).double()  # [fine bin]
-        weighted = values.double() if weights is None else values.double() * weights
-        sums = torch.bincount(fine, weighted, FINE_BINS)  # [fine bin]
-        cumulative = counts.cumsum(0)
-        share = torch.arange(1, num_bins // 2, device=values.device) * (float(cumulative[-1]) / (num_bins // 2))
-        dense = torch.searchsorted(cumulative, share) + 1
+        fine = ((values - low) / width).long().clamp_(max=FINE_BINS - 1)  # [row, value]
+        fine += FINE_BINS * torch.arange(num_rows, device=values.device)[:, None]
+
+        def totals(x: Tensor | None) -> Tensor:
+            """What falls into the fine bins up to each edge, [row, fine edge]."""
+            x = None if x is None else x.reshape(-1)
+            sums = torch.bincount(fine.reshape(-1), x, num_rows * FINE_BINS).double().reshape(num_rows, -1)
+            return torch.nn.functional.pad(sums.cumsum(dim=1), (1, 0))
+
+        counts = totals(None if weights is None else weights.double())
+        sums = totals(values.double() if weights is None else values.double() * weights)
+        share = torch.arange(1, num_bins // 2, device=values.device) / (num_bins // 2) * counts[:, -1:]  # [row, edge]
+        dense = torch.searchsorted(counts[:, 1:].contiguous(), share) + 1
         spaced = torch.arange(0, FINE_BINS + 1, FINE_BINS // (num_bins // 2), device=values.device)
-        edges = torch.cat([dense, spaced]).unique()  # [edge]
-        zero = cumulative.new_zeros(1)
-        count = torch.cat([zero, cumulative])[edges].diff()  # [bin]
-        total = torch.cat([zero, sums.cumsum(0)])[edges].diff()  # [bin]
+        edges = torch.cat([dense, spaced.expand(num_rows, -1)], dim=1).sort(dim=1).values
+        count, total = (x.gather(1, edges).diff(dim=1) for x in (counts, sums))  # [row, bin]
         used = count > 0
-        return (total[used] / count[used]).float().to(device), count[used].float().to(device)
+        first = (~used).byte().argsort(dim=1, stable=True)[:, : int(used.sum(dim=1).max())]  # empty bins come last
+        centers = torch.where(used, total / count.clamp(min=torch.finfo(count.dtype).tiny), 0)
+        return cls(centers.gather(1, first).float().to(device), count.gather(1, first).float().to(device))
 
 
 def _coarse_to_fine(

@@ -113,7 +113,7 @@ def learn(
             _annealed(config, step, scale_learning_rate) if scales else config.rounding_learning_rate
         )
         index = torch.randint(len(samples), (batch,), generator=generator)
-        part = samples.rows(index.to(samples.quantized.device))
+        part = samples.rows(index.to(samples.quantized.device, non_blocking=True))
         x = _mix(part.quantized, part.float, config.keep_quantized, generator)
         changed = {f"{unit.weights[site]}.values": rounding.soft() for site, rounding in roundings.items()}
         changed |= {
@@ -184,10 +184,10 @@ def _annealed(config: Reconstruct, step: int, learning_rate: float) -> float:
 
 
 def _error(y: Tensor, samples: Samples) -> Tensor:
-    target = samples.target
-    if samples.live is not None:
-        y, target = y[samples.live], target[samples.live]
-    return squared_error(y, target, channel_dim(y))
+    if samples.live is None:
+        return squared_error(y, samples.target, channel_dim(y))
+    live = samples.live.to(y.dtype)  # multiplied, since to pick them a GPU would have to be waited for
+    return ((y - samples.target).square().sum(dim=-1) * live).sum() / live.sum()
 
 
 def _mix(quantized: Tensor, plain: Tensor | None, keep: float, generator: torch.Generator) -> Tensor:

@@ -27,7 +27,7 @@ from d4c.synthesize.objectives import (
     total_variation,
     variation_norms,
 )
-from d4c.synthesize.views import background, enlarge_boxes, perturb, roll_and_mirror
+from d4c.synthesize.views import background, enlarge_boxes, normal_like, perturb, roll_and_mirror
 
 COARSE_UNTIL, DROPPED_UNTIL, COARSE_SIDE, RESNET_STRIDE = 0.4, 0.8, 4, 32  # shares of the steps; patches; pixels
 FINAL_NOISE = 0.2  # of the noise at the start
@@ -96,7 +96,7 @@ class SynthesisLoss:
         if not self.config.noise:
             return images
         share = 1 - (1 - FINAL_NOISE) * step / self.config.steps
-        return images + self.config.noise * share * torch.randn(images.shape, generator=draw).to(images.device)
+        return images + self.config.noise * share * normal_like(images, draw)
 
     def _encode(self, images: Tensor, step: int, draw: torch.Generator) -> Tensor:
         """Embeddings; coarse to fine, first of small pictures, then of half of the patches, last of everything."""
@@ -112,7 +112,7 @@ class SynthesisLoss:
         x = tower.embed(images)
         prefix = int(tower.config.class_token)
         kept = torch.randperm(x.shape[1] - prefix, generator=draw)[: (x.shape[1] - prefix) // 2].sort().values
-        x = torch.cat([x[:, :prefix], x[:, prefix + kept.to(x.device)]], dim=1)
+        x = torch.cat([x[:, :prefix], x[:, prefix + kept.to(x.device, non_blocking=True)]], dim=1)
         for _, block in tower.named_blocks():
             x = block(x)
         return tower.head(x, images)

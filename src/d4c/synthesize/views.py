@@ -58,8 +58,20 @@ def background(x: Tensor, boxes: Tensor, generator: torch.Generator) -> Tensor:
     Args:
         x: [image, channel, size, size]; boxes: [image, 4] top, left, height, width.
     """
-    noise = torch.randn(x.shape, generator=generator).to(x.device)
-    return x * ~box_mask(boxes, x.shape[-1]).to(x.device) + BACKGROUND_NOISE * noise
+    inside = box_mask(boxes, x.shape[-1]).to(x.device)
+    return x * ~inside + BACKGROUND_NOISE * normal_like(x, generator)
+
+
+def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal values of x's shape, drawn where x lies, since large ones take long to move.
+
+    Args:
+        generator: on the CPU; for another device it draws the seed of that device's own.
+    """
+    if x.device.type != "cpu":
+        seed = int(torch.randint(2**62, (), generator=generator))
+        generator = torch.Generator(x.device).manual_seed(seed)
+    return torch.randn(x.shape, generator=generator, device=x.device)
 
 
 def box_mask(boxes: Tensor, size: int) -> Tensor:
@@ -84,14 +96,16 @@ def perturb(x: Tensor, generator: torch.Generator) -> Tensor:
     n = len(x)
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(n).uniform_(low, high, generator=generator).to(x.device)[:, None, None, None]
+        return (
+            torch.empty(n).uniform_(low, high, generator=generator).to(x.device, non_blocking=True)[:, None, None, None]
+        )
 
     x = torch.where(uniform(0, 1) < 0.5, x.flip(-1), x)
     x = _affine(x, *(uniform(*r).flatten() for r in _affine_ranges()))
     x = x * uniform(1 - COLOUR_SPREAD, 1 + COLOUR_SPREAD) * uniform(1 - COLOUR_SPREAD, 1 + COLOUR_SPREAD)
     x = torch.lerp(x.mean(dim=1, keepdim=True), x, uniform(1 - COLOUR_SPREAD, 1 + COLOUR_SPREAD))
     x = torch.where(uniform(0, 1) < BLUR_PROBABILITY, blur(x), x)
-    keep = ~box_mask(_erased_boxes(n, x.shape[-1], generator), x.shape[-1]).to(x.device)
+    keep = ~box_mask(_erased_boxes(n, x.shape[-1], generator).to(x.device, non_blocking=True), x.shape[-1])
     return torch.where(uniform(0, 1) < ERASE_PROBABILITY, x * keep, x)
 
 
