@@ -24,7 +24,7 @@ from d4c.artifact import Work, user_cache
 from d4c.artifact.work import Report, appearing_whole
 from d4c.errors import ImageFileError, RecipeError, UsageError
 from d4c.experiments.grid import BASELINE, REAL, Cell, Grid
-from d4c.images import ImageSet, load_image_folder
+from d4c.images import ImageSet, load_image_folder, with_crops
 from d4c.inputs import Encoder, Preprocess, Tokenizer
 from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
 from d4c.models.parts import TowerName
@@ -195,7 +195,7 @@ def _finished_tower(setup: Setup, folded: Clip, ranges: Ranges, path: Path) -> t
 
 def image_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedClip, dict[str, Any]]:
     """The same of the image tower, the text tower float."""
-    images = image_set(setup, report)
+    images = with_crops(image_set(setup, report), setup.recipe.calibrate.crops, setup.cell.seed)
     folded = fold(setup.clip, setup.recipe)
     folded = calibrate.fold(folded, images, held.ids, setup.scheme, setup.recipe.calibrate, towers=["image"])
     key = hash_of("image", dump_recipe(setup.recipe), tensor_hash(images.pixels), *setup.environment)[:16]

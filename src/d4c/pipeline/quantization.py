@@ -24,7 +24,7 @@ from d4c import calibrate, evaluate, package, reconstruct, synthesize
 from d4c.artifact import FORMAT_VERSION, Artifact, Work, read_artifact, read_manifest, user_cache, write_artifact
 from d4c.artifact.work import Report
 from d4c.errors import ArtifactError, UsageError
-from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder
+from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder, with_crops
 from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
 from d4c.pipeline.basis import calibration_tokens, default_bank, fold, held_out_tokens, split_bank
 from d4c.pipeline.budget import bits_within, check_budget
@@ -268,6 +268,7 @@ def _quantized(
 ) -> tuple[QuantizedClip, list[reconstruct.UnitReport]]:
     """The model with its ranges found and its rounding chosen, and what was reconstructed."""
     recipe, ranks = job.recipe, stages.ranks
+    images = with_crops(images, recipe.calibrate.crops, job.seed)
     folded = calibrate.fold(fold(job.clip, recipe), images, ids, job.scheme, recipe.calibrate)
     ranges = _ranges(job, stages, folded, images, ids)
     if recipe.reconstruct.method == "none":

@@ -121,6 +121,7 @@ class Calibrate:
     Args:
         texts: how many prompts calibrate the text tower; templates: "generic" takes our own fixed ones, "cifar10" and
             "imagenet1k" those that CLIP is usually evaluated with on these sets, and a path ending in .json a file.
+        crops: random crops of each image that ranges and rounding see beside it.
         samples: how many of the images, and of the texts, ranges are found on; 0 takes all.
         padding: whether what follows the end of a text counts too, as it does for the paper's authors (Q21).
         range: of activations, "lp" searches the least L_2.4 error, "output_error" the least error of what the layers
@@ -133,6 +134,7 @@ class Calibrate:
 
     texts: int = 512
     templates: str = "generic"
+    crops: int = 0
     samples: int = 0
     padding: bool = False
     range: Literal["lp", "output_error", "minmax"] = "lp"
@@ -141,7 +143,9 @@ class Calibrate:
     centre_attention: bool = False
 
     def __post_init__(self) -> None:
-        _need(self.texts >= 1 and self.samples >= 0, "calibrate", "texts >= 1, samples >= 0")
+        _need(
+            self.texts >= 1 and self.crops >= 0 and self.samples >= 0, "calibrate", "texts >= 1, crops and samples >= 0"
+        )
         _need(
             self.templates in TEMPLATE_SETS or self.templates.endswith(".json"),
             "calibrate",
