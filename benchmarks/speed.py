@@ -32,6 +32,7 @@ from d4c.pipeline.basis import calibration_tokens, default_bank, fold, held_out_
 from d4c.pipeline.places import resolve_device
 from d4c.prompts import load_templates
 from d4c.quantizers.range_search import NUM_SHRINKS, lp_range, lp_range_brute_force
+from d4c.quantizers.ranges import Ranges
 from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import load_recipe
 from d4c.reconstruct.learn import Samples, learn
@@ -98,7 +99,7 @@ class Paper:
         a_step = (run(1 + self.iterations) - run(1)) / self.iterations
         return a_step * self.recipe.synthesize.steps * self.recipe.synthesize.images / config.images
 
-    def ranges(self) -> tuple[float, float]:
+    def ranges(self) -> tuple[Ranges, float, float]:
         """All ranges by histogram, measured; and by scoring every candidate on every value, extrapolated."""
         values = 0
 
@@ -108,21 +109,20 @@ class Paper:
             return lp_range(rows, grid)
 
         observe.OBSERVERS["lp"] = counting
+        start = now()
         try:
-            by_histogram = seconds(
-                lambda: calibrate.run(self.folded, self.images, self.ids, self.scheme, self.recipe.calibrate)
-            )
+            ranges = calibrate.run(self.folded, self.images, self.ids, self.scheme, self.recipe.calibrate)
         finally:
             observe.OBSERVERS["lp"] = lp_range
+        by_histogram = now() - start
         grid = next(iter(self.scheme.inputs.values())).grid
         brute = seconds(lambda: lp_range_brute_force(torch.randn(1, SAMPLE, device=self.device), grid)) / SAMPLE
         candidates = NUM_SHRINKS * (grid.qmax + 1)
         print(f"ranges: {values / 1e6:.0f} M values, {candidates} candidates each", flush=True)
-        return by_histogram, by_histogram + brute * values
+        return ranges, by_histogram, by_histogram + brute * values
 
-    def reconstruction(self) -> float:
+    def reconstruction(self, ranges: Ranges) -> float:
         """20,000 iterations of every unit: a few of each, extrapolated; what happens between units is measured."""
-        ranges = calibrate.run(self.folded, self.images, self.ids, self.scheme, self.recipe.calibrate)
         quantized = wrap(self.folded, self.scheme, ranges)
         held = synthesize.held_out_sets(self.clip, self.held_bank.prompts, user_cache(), Work())["synthetic"]
         config = dataclasses.replace(self.recipe.reconstruct, iterations=self.iterations)
@@ -169,7 +169,7 @@ class Paper:
 
 def bare_loop(layer: nn.Module, affine: Any, samples: Samples, batch: int, iterations: int) -> None:
     """AdaRound of one linear with a learned input scale, written out."""
-    weight, bias = layer.weight.detach(), layer.bias.detach()  # type: ignore[union-attr, operator]
+    weight, bias = layer.weight.detach(), layer.bias.detach()  # type: ignore[operator]
     scaled = weight / affine.scale
     floor = scaled.floor()
     alpha = (-torch.log(1.2 / (scaled - floor + 0.1) - 1)).requires_grad_()
@@ -244,9 +244,9 @@ def main() -> None:
     print(f"a learning step takes {ratio:.2f} times a bare loop's", flush=True)
     found = {"synthesis": paper.synthesis()}
     print(f"the paper's images {found['synthesis']:.0f} s", flush=True)
-    found["ranges"], exhaustive = paper.ranges()
+    ranges, found["ranges"], exhaustive = paper.ranges()
     print(f"the paper's ranges {found['ranges']:.0f} s, exhaustively {exhaustive:.0f} s", flush=True)
-    found["reconstruction"] = paper.reconstruction()
+    found["reconstruction"] = paper.reconstruction(ranges)
     found["total"] = found["synthesis"] + found["ranges"] + found["reconstruction"]
     found["exhaustive"] = found["total"] - found["ranges"] + exhaustive
     result = {
