@@ -65,15 +65,23 @@ class UnitReport:
 
 @dataclass(frozen=True)
 class Inputs:
-    """One tower's own inputs: calibration samples first, then held-out ones.
+    """One tower's own inputs: calibration samples, counted first, then held-out ones.
 
     Args:
-        data: pixels, or trimmed ids; live: tokens that count, or None; num_fitted: how many samples are fitted to.
+        fitted, held: pixels, or trimmed ids; live: tokens that count, of both, or None.
     """
 
-    data: Tensor
+    fitted: Tensor
+    held: Tensor
     live: Tensor | None
-    num_fitted: int
+
+    def __len__(self) -> int:
+        return len(self.fitted) + len(self.held)
+
+    def rows(self, rows: slice) -> Tensor:
+        """Some samples, all of one kind."""
+        num = len(self.fitted)
+        return self.fitted[rows] if rows.stop <= num else self.held[rows.start - num : rows.stop - num]
 
 
 def run(
@@ -117,9 +125,11 @@ def run(
         )  # fmt: skip
     quantized = sharing_copy(quantized)
     device = clip.logit_scale.device
-    pixels = torch.cat([images.pixels, held_images.pixels]).to(device)
     texts, live = padded_or_live(clip, torch.cat([ids, held_ids]).to(device), padding=padding)
-    given = {"image": Inputs(pixels, None, len(images)), "text": Inputs(texts, live, len(ids))}
+    given = {
+        "image": Inputs(images.pixels.to(device), held_images.pixels.to(device), None),
+        "text": Inputs(texts[: len(ids)], texts[len(ids) :], live),
+    }
     closed = config.method == "closed_form"
     kind: UnitKind = "layer" if closed else config.unit
     total = sum(len(units_of(p, quantized, clip, kind)) for t in towers for p in tower_parts(quantized, t))
@@ -160,7 +170,7 @@ class Place:
 
     def read(self, number: int) -> tuple[Tensor, Tensor]:
         """What a batch brings to the unit in the float and in the quantized stream."""
-        data, unit = self.inputs.data[self.split.batches[number]], self.unit
+        data, unit = self.inputs.rows(self.split.batches[number]), self.unit
         return (
             input_to(self.clip, unit.reference_input_of, self.float_part, self.plain[number], data),
             input_to(self.quantized, unit.input_of, self.part, self.noisy[number], data),
@@ -180,7 +190,7 @@ class Place:
         """
         live = None if self.inputs.live is None else self.inputs.live[rows].float()
         only_pooled = self.last and not self.unit.name.endswith(".q+k+v")
-        pooled = pooled_token(self.clip, self.tower, self.inputs.data[rows]) if only_pooled else None
+        pooled = pooled_token(self.clip, self.tower, self.inputs.rows(rows)) if only_pooled else None
         if pooled is None:
             return live
         weight = torch.ones(len(pooled), tokens, device=pooled.device) if live is None else live.clone()
@@ -193,8 +203,8 @@ def _places(
     kind: UnitKind, ranks: Ranks,
 ) -> Iterator[Place]:  # fmt: skip
     """Every unit of a tower in order, streams advanced part by part through what the units before have become."""
-    split = Split.of(inputs.num_fitted, len(inputs.data))
-    plain = {number: inputs.data[split.batches[number]] for number in split.mine(ranks)}
+    split = Split.of(len(inputs.fitted), len(inputs))
+    plain = {number: inputs.rows(split.batches[number]) for number in split.mine(ranks)}
     noisy = dict(plain)
     parts = tower_parts(quantized, tower)
     for part, float_part in zip(parts, tower_parts(clip, tower), strict=True):
@@ -204,7 +214,7 @@ def _places(
             last = part is parts[-2]
             yield Place(unit, nearest, part, float_part, quantized, clip, plain, noisy, inputs, split, tower, last)
         for number in plain:
-            data = inputs.data[split.batches[number]]
+            data = inputs.rows(split.batches[number])
             plain[number] = run_in_batches(float_part, plain[number], data)
             noisy[number] = run_in_batches(part, noisy[number], data)
 
@@ -249,7 +259,7 @@ def _learn(place: Place, config: Reconstruct, seed: int, progress: _Progress) ->
     """Learn one unit, or recall it, and put the better of that and what it started from into the model."""
     unit = place.unit
     samples = _samples(place, config.keep_quantized < 1)
-    num_fitted = place.inputs.num_fitted
+    num_fitted = len(place.inputs.fitted)
     fitted, held = samples.rows(slice(0, num_fitted)), samples.rows(slice(num_fitted, None))
     batch = config.batch
     if not unit.whole_samples and config.error == "channels":
