@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d4c.images.image_set import ImageSet
+from d4c.recipes.seeds import derive_seed
 
 MIN_SIDE = 0.6  # of the image's
 
@@ -23,7 +24,7 @@ def with_crops(images: ImageSet, crops: int, seed: int) -> ImageSet:
     """
     if not crops:
         return images
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "calibrate", "crops"))
     pixels = torch.cat([torch.stack([x, *(_crop(x, generator) for _ in range(crops))]) for x in images.pixels])
     index, boxes = (x.repeat_interleave(1 + crops, dim=0) for x in (images.prompt_index, images.boxes))
     boxes = torch.where((torch.arange(len(boxes)) % (1 + crops) == 0)[:, None], boxes, -1)  # they lie elsewhere now
