@@ -21,9 +21,7 @@ import torch
 
 from d4c import evaluate, pipeline
 from d4c.evaluate import ImageTask, Prediction
-from d4c.experiments.cells import TwoTowers
 from d4c.images import ImageSet
-from d4c.inputs import Encoder
 from d4c.recipes import load_recipe
 
 TOWERS = {"both": "both towers quantized", "image": "image tower quantized, text tower float"}
@@ -41,9 +39,12 @@ def measure(
     if isinstance(images, ImageSet):
         job = dataclasses.replace(job, images=images)
     summary = pipeline.run(job)
-    both = pipeline.open_encoder(str(out))
-    encoders: dict[str, Encoder] = {"both": both, "image": TwoTowers(image=both, text=pipeline.open_encoder(model))}
-    predictions = evaluate.classify(encoders, task, silent)
+    both, plain = pipeline.open_encoder(str(out)), pipeline.open_encoder(model)
+    classifiers = {
+        name: evaluate.zero_shot_classifier(encoder, task, silent)
+        for name, encoder in (("both", both), ("image", plain))
+    }
+    predictions = evaluate.predict({"both": both, "image": both}, classifiers, task, silent)
     shutil.rmtree(out)
     return {
         "float": reference.metrics["acc1"],

@@ -18,9 +18,10 @@ from typing import Any
 
 from d4c import evaluate
 from d4c.evaluate.agreement import tower_error
-from d4c.experiments.cells import Place, Setup, TwoTowers, judges, set_up, text_tower
+from d4c.experiments.cells import Place, Setup, judges, set_up, text_tower
 from d4c.experiments.grid import Cell, Grid
 from d4c.models import TorchEncoder, sites_of
+from d4c.pipeline import embedding_cache
 from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import Rule
 
@@ -45,7 +46,13 @@ def measure(setup: Setup) -> dict[str, float]:
     """Points of top-1 less float's, and the centred error, of one text tower."""
     held = judges(setup)
     plain, encoder = TorchEncoder(setup.clip), TorchEncoder(text_tower(setup, held, quiet)[0])
-    seen = evaluate.classify({"float": plain, "text": TwoTowers(plain, encoder)}, setup.task, quiet)
+    cache = embedding_cache(setup.clip)
+    classifiers = {
+        "float": evaluate.zero_shot_classifier(plain, setup.task, quiet, cache=cache),
+        "text": evaluate.zero_shot_classifier(encoder, setup.task, quiet),
+    }
+    caches = {"float": cache, "text": cache}
+    seen = evaluate.predict({"float": plain, "text": plain}, classifiers, setup.task, quiet, caches=caches)
     names = held.texts.numpy()
     return {
         "points": 100 * (seen["text"].metrics["acc1"] - seen["float"].metrics["acc1"]),

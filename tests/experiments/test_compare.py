@@ -13,6 +13,7 @@ from d4c.errors import RunError, UsageError
 from d4c.experiments import cells, compare
 from d4c.experiments.cells import Place
 from d4c.experiments.grid import Grid, read_grid
+from d4c.models import TorchEncoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 GRID = """
@@ -93,6 +94,17 @@ def test_cells_share_what_they_can_and_are_done_once(grid: Grid, place: Place, m
     calls.clear()
     assert run(grid, place) == first
     assert not calls
+
+
+def test_cells_with_one_text_tower_embed_the_classes_once(
+    grid: Grid, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (c for c in grid.cells if c.method in ("real", "d4c-3") and (c.label, c.seed) == ("paper-w4a8", 0))
+    alone = cells.run_cell(grid, second, dataclasses.replace(place, out=tmp_path / "alone"), silent)
+    cells.run_cell(grid, first, place, silent)
+    monkeypatch.setattr(TorchEncoder, "encode_text", None)
+    shared = cells.run_cell(grid, second, place, silent)
+    assert without_time([shared]) == without_time([alone])
 
 
 def test_results_hold_what_tables_need(grid: Grid, place: Place) -> None:

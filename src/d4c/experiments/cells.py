@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,7 +24,7 @@ from d4c.artifact.work import Report, appearing_whole
 from d4c.errors import ImageFileError, RecipeError, UsageError
 from d4c.experiments.grid import BASELINE, REAL, Cell, Grid
 from d4c.images import ImageSet, load_image_folder, with_crops
-from d4c.inputs import Encoder, Preprocess, Tokenizer
+from d4c.inputs import Encoder
 from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
 from d4c.models.parts import TowerName
 from d4c.models.resnet import ModifiedResNet
@@ -147,24 +146,25 @@ def judges(setup: Setup) -> Judges:
     return Judges(held["synthetic"], held_out_tokens(setup.clip, setup.held_bank), ids)
 
 
-def text_ranges(setup: Setup, folded: Clip, held: Judges, report: Report) -> tuple[Ranges, Work]:
-    """Ranges of the text tower, and where its reconstructed units are kept: made once for all methods of a seed.
-
-    Nothing in it depends on calibration images.
-    """
+def text_folder(setup: Setup) -> Path:
+    """Where the text tower lies, with all that is made of it: nothing in it depends on calibration images."""
     recipe = dataclasses.replace(setup.recipe, synthesize=Synthesize())
     key = hash_of("text", dump_recipe(recipe), setup.templates, *setup.environment)[:16]
-    work = Work(setup.place.out / "text" / f"{setup.cell.model.replace('/', '-')}-{key}", report)
+    return setup.place.out / "text" / f"{setup.cell.model.replace('/', '-')}-{key}"
+
+
+def text_ranges(setup: Setup, folded: Clip, held: Judges, work: Work) -> Ranges:
+    """Ranges of the text tower, made once for all methods of a seed."""
     assert work.folder is not None
     path = work.folder / "ranges.safetensors"
     if path.exists():
-        return Ranges.from_tensors(load_file(path, device=str(folded.logit_scale.device))), work
+        return Ranges.from_tensors(load_file(path, device=str(folded.logit_scale.device)))
     ranges = calibrate.run(
-        folded, held.images, held.ids, setup.scheme, recipe.calibrate, towers=["text"], work=work
+        folded, held.images, held.ids, setup.scheme, setup.recipe.calibrate, towers=["text"], work=work
     )  # fmt: skip
     with appearing_whole(path) as temporary:
         save_file(ranges.to_tensors(), temporary)
-    return ranges, work
+    return ranges
 
 
 def text_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedClip, dict[str, Any]]:
@@ -174,9 +174,9 @@ def text_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedCli
     """
     folded = fold(setup.clip, setup.recipe)
     folded = calibrate.fold(folded, held.images, held.ids, setup.scheme, setup.recipe.calibrate, towers=["text"])
-    ranges, work = text_ranges(setup, folded, held, report)
-    assert work.folder is not None
-    path = work.folder / "finished.safetensors"
+    work = Work(text_folder(setup), report)
+    ranges = text_ranges(setup, folded, held, work)
+    path = text_folder(setup) / "finished.safetensors"
     if path.exists():
         return _finished_tower(setup, folded, ranges, path)
     quantized, about = _reconstruct(setup, "text", folded, held.images, held, ranges, work)
@@ -224,32 +224,6 @@ def _reconstruct(
     return quantized, reconstruct.summarize(units)["by_weight_bits"]
 
 
-@dataclass(frozen=True)
-class TwoTowers:
-    """An `Encoder` that takes images from one encoder and texts from another."""
-
-    image: Encoder
-    text: Encoder
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """The image encoder's."""
-        return self.image.preprocess
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The text encoder's."""
-        return self.text.tokenizer
-
-    def encode_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[image, 3, size, size] -> [image, embedding]."""
-        return self.image.encode_image(pixels)
-
-    def encode_text(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[text, token] -> [text, embedding]."""
-        return self.text.encode_text(ids)
-
-
 def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, Any]:
     """Quantize and measure; a result that is there already with the same settings is read.
 
@@ -274,26 +248,34 @@ def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, 
     started = time.monotonic()
     held = judges(setup)
     (text, about_text), (image, about_image) = text_tower(setup, held, report), image_tower(setup, held, report)
-    plain = TorchEncoder(setup.clip)
-    encoders: dict[str, Encoder] = {
-        "float": plain,
-        "both": TwoTowers(TorchEncoder(image), TorchEncoder(text)),
-        "image": TwoTowers(TorchEncoder(image), plain),
-    }
-    caches = {"float": embedding_cache(setup.clip)}
-    predictions = evaluate.classify(encoders, setup.task, report, caches=caches)
+    predictions = _predict(setup, TorchEncoder(image), TorchEncoder(text), _cell_work(setup, report).within(settings))
     result = {
         "cell": dataclasses.asdict(cell),
         "settings": settings,
-        "predictions": {
-            name: {"acc1": p.metrics["acc1"], "right": _right(p)} for name, p in predictions.items()
-        },
+        "predictions": {name: {"acc1": p.metrics["acc1"], "right": _right(p)} for name, p in predictions.items()},
         "reconstruction": {"image": about_image, "text": about_text},
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     _write(path, result)
     _remove(_cell_work(setup, report))
     return result
+
+
+def _predict(setup: Setup, image: Encoder, text: Encoder, work: Work) -> dict[str, evaluate.Prediction]:
+    """Predictions of the float model, of both quantized towers, and of the quantized image tower with float texts.
+
+    Cells that share a text tower share its classifier, which is most of an evaluation. `work` keeps the image tower's
+    embeddings, so that it looks at the data set once.
+    """
+    plain, seen = TorchEncoder(setup.clip), evaluate.EmbeddingCache(work.folder)
+    caches = {"float": embedding_cache(setup.clip), "both": seen, "image": seen}
+    of_floats = evaluate.zero_shot_classifier(plain, setup.task, work.report, cache=caches["float"])
+    of_texts = evaluate.zero_shot_classifier(
+        text, setup.task, work.report, cache=evaluate.EmbeddingCache(text_folder(setup) / "embeddings")
+    )
+    encoders = {"float": plain, "both": image, "image": image}
+    classifiers = {"float": of_floats, "both": of_texts, "image": of_floats}
+    return evaluate.predict(encoders, classifiers, setup.task, work.report, caches=caches)
 
 
 def _pictures(setup: Setup) -> list[Any]:
