@@ -1,12 +1,15 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d4c.errors import PromptError
+from d4c.inputs import Tokenizer
 from d4c.prompts import PromptBank, calibration_texts, load_prompts, load_templates, read_prompts
 
 # The paper's names in its order, as the method's page lists them; "_" stands for a space.
@@ -196,6 +199,20 @@ def test_calibration_texts_have_many_lengths_and_reach_all_over_the_bank() -> No
     assert len({len(text.split()) for text in texts}) >= 8
     # A name misses 512 of 180 x 24 draws with probability about (1 - 512 / 4320)^24 = 0.048.
     assert sum(any(name in text for text in texts) for name in bank.classnames) > 0.9 * 180
+
+
+def test_captions_are_of_all_lengths_fit_the_context_and_are_the_same_every_time() -> None:
+    templates = load_templates("captions")
+    assert templates == load_templates("captions")
+    assert len(set(templates)) == len(templates) == 24 + 480
+    assert templates[:24] == load_templates("generic")
+    assert all(template.count("{c}") == 1 and "{" not in template.replace("{c}", "") for template in templates)
+    assert not any(re.search(r"\b[Aa] [aeiou]", template) for template in templates[24:])
+    lengths = np.array([len(text.split()) for text in templates])
+    assert min(lengths) == 1
+    assert [(lengths > n).sum() >= 60 for n in (4, 8, 16)] == [True, True, True]
+    ids = Tokenizer.openai()([template.replace("{c}", "plate of spaghetti") for template in templates])
+    assert (ids.argmax(axis=1) < 77 - 1).all()  # nothing is cut off
 
 
 def test_the_templates_of_evaluation_sets_are_clip_benchmarks() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from d4c.errors import PromptError
+from d4c.prompts.captions import caption_templates
 
 __all__ = ["PromptBank", "calibration_texts", "load_prompts", "load_templates", "read_prompts"]
 
@@ -93,12 +94,15 @@ def load_templates(name: str) -> tuple[str, ...]:
     """Templates for calibration texts.
 
     Args:
-        name: "generic" (our own), "cifar10" or "imagenet1k" (those CLIP is evaluated with on these sets, as
-            CLIP_benchmark has them), or a path to a JSON file with a list of `templates`.
+        name: "generic" (our own), "captions" (those and captions of many shapes), "cifar10" or "imagenet1k" (those
+            CLIP is evaluated with on these sets, as CLIP_benchmark has them), or a path to a JSON file with a list of
+            `templates`.
 
     Raises:
         PromptError: the file cannot be read, or a template lacks `{c}`.
     """
+    if name == "captions":
+        return (*load_templates("generic"), *caption_templates())
     if not name.endswith(".json"):
         text = resources.files("d4c.prompts").joinpath(f"templates_{name}.json").read_text("utf-8")
         return tuple(json.loads(text)["templates"])

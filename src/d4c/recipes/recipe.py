@@ -14,7 +14,7 @@ FLOAT_BITS = 32
 PAPER_ITERATIONS, PAPER_LEARNING_RATE = 20_000, 1e-3
 
 ImageMethod = Literal["d4c", "noise", "one_over_f", "dead_leaves"]
-TEMPLATE_SETS = ("generic", "cifar10", "imagenet1k")  # shipped with `d4c.prompts`
+TEMPLATE_SETS = ("generic", "captions", "cifar10", "imagenet1k")  # shipped with `d4c.prompts`
 Start = Literal["noise", "one_over_f", "dead_leaves"]
 
 
@@ -119,8 +119,9 @@ class Calibrate:
     """How ranges are found.
 
     Args:
-        texts: how many prompts calibrate the text tower; templates: "generic" takes our own fixed ones, "cifar10" and
-            "imagenet1k" those that CLIP is usually evaluated with on these sets, and a path ending in .json a file.
+        texts: how many prompts calibrate the text tower; templates: "generic" takes our own fixed ones, "captions"
+            beside them short and long captions, lists and figures, "cifar10" and "imagenet1k" those that CLIP is
+            usually evaluated with on these sets, and a path ending in .json a file.
         crops: random crops of each image that ranges and rounding see beside it.
         samples: how many of the images, and of the texts, ranges are found on; 0 takes all.
         padding: whether what follows the end of a text counts too, as it does for the paper's authors (Q21).
