@@ -13,7 +13,7 @@ import torch
 
 from d4c import calibrate
 from d4c.evaluate.agreement import tower_error
-from d4c.experiments.analyze.request import first_images, read_set, some_images
+from d4c.experiments.analyze.request import read_set
 from d4c.models import TorchEncoder, load, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
 from d4c.quantizers.scheme import resolve_scheme
@@ -36,16 +36,16 @@ def main() -> None:
     scheme = resolve_scheme(recipe, sites_of(clip)).of_tower("image")
     ids = torch.from_numpy(clip.tokenizer(["a photo."]))
     sets = {
-        role: first_images(read_set(path, clip, arguments.images, 0), arguments.images)
+        role: read_set(path, clip, arguments.images, 0).take(slice(arguments.images))
         for role, path in (("into", arguments.into), ("from", arguments.source), ("judge", arguments.judge))
     }
     ranges = {
-        role: calibrate.run(clip, some_images(sets[role], slice(0, None, 2)), ids, scheme, recipe.calibrate)
+        role: calibrate.run(clip, sets[role].take(slice(0, None, 2)), ids, scheme, recipe.calibrate)
         for role in ("into", "from")
     }
     taken = {site: ranges["from"].inputs[site] for site in arguments.site}
     ranges["swapped"] = dataclasses.replace(ranges["into"], inputs={**ranges["into"].inputs, **taken})
-    pixels = some_images(sets["judge"], slice(1, None, 2)).pixels.numpy()
+    pixels = sets["judge"].pixels[1::2].numpy()
     z = TorchEncoder(clip).encode_image(pixels)
     for role in ("from", "into", "swapped"):
         error = tower_error(z, TorchEncoder(wrap(clip, scheme, ranges[role])).encode_image(pixels)).centred_error

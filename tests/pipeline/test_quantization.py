@@ -211,7 +211,8 @@ def test_pictures_of_the_users_own_are_used(vit_folder: Path, tmp_path: Path) ->
         Image.new("RGB", (40, 30), (30 * i, 20, 200)).save(tmp_path / "pictures" / f"{i}.png")
     for name, seed in (("out", 0), ("other", 1)):  # of seven, the seed draws the four that the recipe wants
         quantize(vit_folder, tmp_path / name, images=str(tmp_path / "pictures"), keep_images=True, seed=seed)
-        assert json.loads((tmp_path / name / "report.json").read_text())["images"] == {"source": "folder", "count": 4}
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        assert report["images"] == {"source": "folder", "count": 4, "left_out": 0}
     drawn = [ImageSet.load(tmp_path / f"{name}.work" / "images.safetensors").pixels for name in ("out", "other")]
     assert not torch.equal(*drawn)
 

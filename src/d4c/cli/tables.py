@@ -53,6 +53,8 @@ def print_summary(report: Mapping[str, Any], folder: Path) -> None:
     rows.append(["calibration texts", f"{report['texts']}, templates: {report['templates']}"])
     rows.append(["artifact", str(folder)])
     rows.append(["calibration images", str(folder / "contact_sheet.png")])
+    if left_out := report["images"].get("left_out"):  # reports of before lack it
+        rows.append(["images left out", f"{left_out}, on which the float model itself runs away"])
     print_table(f"{report['model']}, recipe {report['recipe']} (worst of: {', '.join(sets)})", ["", "value"], rows)
 
 

@@ -195,8 +195,9 @@ def _finished_tower(setup: Setup, folded: Clip, ranges: Ranges, path: Path) -> t
 
 def image_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedClip, dict[str, Any]]:
     """The same of the image tower, the text tower float."""
-    images = with_crops(image_set(setup, report), setup.recipe.calibrate.crops, setup.cell.seed)
-    folded = fold(setup.clip, setup.recipe)
+    folded, config = fold(setup.clip, setup.recipe), setup.recipe.calibrate
+    images = calibrate.without_outliers(folded, image_set(setup, report), config.outliers)
+    images = with_crops(images, config.crops, setup.cell.seed)
     folded = calibrate.fold(folded, images, held.ids, setup.scheme, setup.recipe.calibrate, towers=["image"])
     key = hash_of("image", dump_recipe(setup.recipe), tensor_hash(images.pixels), *setup.environment)[:16]
     work = _cell_work(setup, report).within(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def take(self, rows: slice | Tensor) -> ImageSet:
+        """Some of the images as a set."""
+        pixels, index, boxes = self.pixels[rows], self.prompt_index[rows], self.boxes[rows]
+        return dataclasses.replace(self, pixels=pixels, prompt_index=index, boxes=boxes)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""

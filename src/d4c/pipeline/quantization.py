@@ -208,7 +208,8 @@ def run(job: Job, report: Report | None = None, ranks: Ranks = ALONE) -> dict[st
     clip = job.clip
     work = Work(job.work_folder, report) if report and ranks.first else Work(job.work_folder)
     stages = Stages(work, environment(clip), ranks)
-    images = _images(job, stages)
+    drawn = _images(job, stages)
+    images = calibrate.without_outliers(fold(clip, job.recipe), drawn, job.recipe.calibrate.outliers)
     held = stages.run("held-out", [job.held_bank.prompts], lambda work: synthesize.held_out_sets(
         clip, job.held_bank.prompts, user_cache(), work, ranks
     ))  # fmt: skip
@@ -241,7 +242,7 @@ def run(job: Job, report: Report | None = None, ranks: Ranks = ALONE) -> dict[st
         "model": clip.source,
         "recipe": recipe.name,
         "runs_as": recipe.runs_as,
-        "images": {"source": images.source, "count": len(images)},
+        "images": {"source": images.source, "count": len(images), "left_out": len(drawn) - len(images)},
         "texts": len(ids),
         "templates": recipe.calibrate.templates,
         "size": size | {"ratio": size["after_bytes"] / size["before_bytes"]},

@@ -122,6 +122,8 @@ class Calibrate:
         texts: how many prompts calibrate the text tower; templates: "generic" takes our own fixed ones, "captions"
             beside them short and long captions, lists and figures, "cifar10" and "imagenet1k" those that CLIP is
             usually evaluated with on these sets, and a path ending in .json a file.
+        outliers: images that bring some block to more than so many times the value of the median image are left out,
+            unless they are more than a tenth; 0 keeps all.
         crops: random crops of each image that ranges and rounding see beside it.
         samples: how many of the images, and of the texts, ranges are found on; 0 takes all.
         padding: whether what follows the end of a text counts too, as it does for the paper's authors (Q21).
@@ -135,6 +137,7 @@ class Calibrate:
 
     texts: int = 512
     templates: str = "generic"
+    outliers: float = 10.0
     crops: int = 0
     samples: int = 0
     padding: bool = False
@@ -144,6 +147,7 @@ class Calibrate:
     centre_attention: bool = False
 
     def __post_init__(self) -> None:
+        _need(self.outliers == 0 or self.outliers > 1, "calibrate", "outliers > 1, or 0")
         _need(
             self.texts >= 1 and self.crops >= 0 and self.samples >= 0, "calibrate", "texts >= 1, crops and samples >= 0"
         )

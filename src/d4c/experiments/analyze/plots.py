@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d4c.experiments.analyze.patches import KINDS, patch_layers, patches_by_layer, split_patches
-from d4c.experiments.analyze.request import Request, first_images
+from d4c.experiments.analyze.request import Request
 from d4c.experiments.analyze.sensitivity import TOWERS, layer_depth, layer_kind
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def patch_examples(request: Request) -> Figure:
     figure = _figure(1.1 * num, 2.5 * len(request.sets))
     for axes, (name, images) in zip(figure.subplots(len(request.sets), 1, squeeze=False)[:, 0], request.sets.items(),
                                     strict=True):  # fmt: skip
-        few = first_images(images, num)
+        few = images.take(slice(num))
         x = patches_by_layer(clip, few.pixels, {label: module})[label]
         side = round(x.shape[1] ** 0.5)
         foreground = split_patches(x, side, side).numpy().reshape(num, side, side)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,22 +136,11 @@ def read_set(path: str, clip: Clip, limit: int, seed: int) -> ImageSet:
     return images
 
 
-def first_images(images: ImageSet, num: int) -> ImageSet:
-    """The first images of a set as a set."""
-    return some_images(images, slice(0, num))
-
-
-def some_images(images: ImageSet, rows: slice) -> ImageSet:
-    """Some images of a set as a set."""
-    pixels, index, boxes = images.pixels[rows], images.prompt_index[rows], images.boxes[rows]
-    return dataclasses.replace(images, pixels=pixels, prompt_index=index, boxes=boxes)
-
-
 def _same_length(sets: Mapping[str, ImageSet], limit: int) -> dict[str, ImageSet]:
     shortest = min(limit, *(len(s) for s in sets.values()))
     if shortest < LEAST_IMAGES:
         raise UsageError(f"need at least {LEAST_IMAGES} images in every set; one has {shortest}")
-    return {name: first_images(images, shortest) for name, images in sets.items()}
+    return {name: images.take(slice(shortest)) for name, images in sets.items()}
 
 
 def _parts(only: Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from d4c.artifact.work import Report
 from d4c.evaluate.agreement import unit
 from d4c.experiments.analyze import coverage, feature_map, page, patches, plots, sensitivity, text_mlp, transfer
 from d4c.experiments.analyze.cells import Cells, write_atomically
-from d4c.experiments.analyze.request import Request, first_images
+from d4c.experiments.analyze.request import Request
 from d4c.experiments.analyze.sets import stacked
 from d4c.experiments.analyze.zero_shot import ZeroShot
 from d4c.models import TorchEncoder
@@ -131,10 +131,10 @@ def calibration_ids(request: Request) -> Tensor:
 def _sensitivity(request: Request, cells: Cells, report: Report) -> dict[str, Any]:
     clip, num = request.clip, request.judge_images
     held = synthesize.held_out_sets(clip, request.held_bank.prompts, user_cache(), Work(None, report))
-    judges = {name: first_images(images, num).pixels for name, images in held.items()}
+    judges = {name: images.pixels[:num] for name, images in held.items()}
     headline = list(judges)
     if request.reference is not None:
-        judges[request.reference] = first_images(request.sets[request.reference], 2 * num).pixels
+        judges[request.reference] = request.sets[request.reference].pixels[: 2 * num]
     pixels, places = stacked(judges)
     texts = held_out_tokens(clip, request.held_bank)
     study = sensitivity.Study(

@@ -16,7 +16,6 @@ from d4c import calibrate, reconstruct
 from d4c.artifact.work import Report, Work
 from d4c.evaluate.agreement import tower_error
 from d4c.experiments.analyze.cells import Cell, Cells
-from d4c.experiments.analyze.request import first_images
 from d4c.experiments.analyze.zero_shot import ZeroShot
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip, TorchEncoder, sites_of, wrap
@@ -77,14 +76,14 @@ def _wrapped(study: TextStudy, num_bits: int) -> QuantizedClip:
     """The text tower rounded to nearest."""
     clip, recipe = study.clip, with_mlp_bits(study.recipe, num_bits)
     scheme = resolve_scheme(recipe, sites_of(clip)).of_tower("text")
-    few = first_images(study.images, 1)
+    few = study.images.take(slice(1))
     return wrap(clip, scheme, calibrate.run(clip, few, study.ids, scheme, recipe.calibrate, towers=["text"]))
 
 
 def _measure_one(
     study: TextStudy, wrapped: Callable[[int], QuantizedClip], num_bits: int, method: str, report: Report
 ) -> Cell:
-    quantized, few = wrapped(num_bits), first_images(study.images, 1)
+    quantized, few = wrapped(num_bits), study.images.take(slice(1))
     cell: Cell = {}
     if method == "learned":
         config = dataclasses.replace(study.recipe.reconstruct, method="adaround", iterations=study.iterations)

@@ -15,7 +15,6 @@ from d4c import calibrate
 from d4c.artifact.work import Report
 from d4c.evaluate.agreement import tower_error
 from d4c.experiments.analyze.cells import Cell, Cells
-from d4c.experiments.analyze.request import some_images
 from d4c.experiments.analyze.zero_shot import ZeroShot
 from d4c.images import ImageSet
 from d4c.models import Clip, TorchEncoder, sites_of, wrap
@@ -71,7 +70,7 @@ def _weights_once(study: TransferStudy, recipe: Recipe) -> Callable[[], Mapping[
     @cache
     def weights() -> Mapping[str, AffineGrid]:
         scheme = Scheme(resolve_scheme(recipe, sites_of(study.clip)).of_tower("image").weights, {}, {})
-        few = some_images(next(iter(study.sets.values())), slice(0, 1))
+        few = next(iter(study.sets.values())).take(slice(1))
         return calibrate.run(study.clip, few, study.ids[:1], scheme, recipe.calibrate).weights
 
     return weights
@@ -82,14 +81,14 @@ def _measure_row(
     study: TransferStudy, recipe: Recipe, row: str, weights: Callable[[], Mapping[str, AffineGrid]]
 ) -> Cell:
     scheme = resolve_scheme(recipe, sites_of(study.clip)).of_tower("image")
-    fitted = some_images(study.sets[row], slice(0, None, 2))
+    fitted = study.sets[row].take(slice(0, None, 2))
     activations = Scheme({}, scheme.tensors, scheme.inputs)
     ranges = calibrate.run(study.clip, fitted, study.ids[:1], activations, recipe.calibrate)
     quantized = wrap(study.clip, scheme, dataclasses.replace(ranges, weights=weights()))
     encoders = (TorchEncoder(study.clip), TorchEncoder(quantized))
     errors = {}
     for name, images in study.sets.items():
-        pixels = some_images(images, slice(1, None, 2)).pixels.numpy()
+        pixels = images.pixels[1::2].numpy()
         errors[name] = asdict(tower_error(*(encoder.encode_image(pixels) for encoder in encoders)))["centred_error"]
     cell: Cell = {"errors": errors}
     if study.zero_shot is not None:
