@@ -16,8 +16,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)
 
 demo: $(READY) ## a quantized CLIP, the images it was calibrated with, and what it cost
-	$(BIN)/d4c quantize tiny --recipe w4a8 --out demo/tiny-w4a8 --fresh \
-	  --set synthesize.images=64 --set synthesize.steps=25 --set synthesize.coarse_to_fine=true --set reconstruct.method=closed_form
+	$(BIN)/d4c quantize tiny --recipe w4a8 --out demo/tiny-w4a8 --fresh --set synthesize.images=64
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,8 +2,8 @@
 
     python benchmarks/size_budget.py MODEL... --root FOLDER --out FOLDER [--dataset wds/settings] [--seeds 0 1 2]
 
-Every model is quantized as the recipe says (`w4a8`: 4 bits, but 8 at both ends and in the text MLP), then again with
-the size of that file as its budget; both round in closed form on the same images. A line a run: bytes of
+Every model is quantized as the recipe says (`w4a8`: 4 bits, but 8 at both ends), then again with the size of that file
+as its budget, on the same images. A line a run: bytes of
 model.safetensors, the worst centred error over the held-out sets (whose images and texts chose the bits), and top-1
 less float's on a data set that chose nothing. FOLDER keeps the artifacts, so that the same command continues, and gets
 size_budget.json.
@@ -20,8 +20,6 @@ import torch
 
 from d4c import pipeline
 
-SETTINGS = ("reconstruct.method=closed_form", "synthesize.steps=25", "synthesize.coarse_to_fine=true")
-
 
 def quiet(*_: object) -> None:
     """Nobody watches."""
@@ -32,7 +30,7 @@ def quantize(model: str, recipe: str, seed: int, budget: int | None, out: Path) 
     pipeline.run(
         pipeline.prepare(
             model, recipe=recipe, out=out, pretrained=None, images=None, prompts=None, device="cpu", seed=seed,
-            overrides=SETTINGS, fresh=False, keep_images=False, size_budget=budget,
+            overrides=(), fresh=False, keep_images=False, size_budget=budget,
         )
     )  # fmt: skip
 

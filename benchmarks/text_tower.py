@@ -40,9 +40,7 @@ def quiet(*_: object) -> None:
 def setup_of(args: argparse.Namespace, bits: int, templates: str, texts: int, seed: int) -> Setup:
     """A cell whose last rule, which decides, is about the text MLP; calibration images do not matter."""
     cell = Cell(args.model, args.recipe, args.recipe, "one_over_f", seed)
-    overrides = (
-        "reconstruct.method=closed_form", f"calibrate.texts={texts}", f"calibrate.templates={templates}"
-    )  # fmt: skip
+    overrides = (f"calibrate.texts={texts}", f"calibrate.templates={templates}")
     grid = Grid("text_tower", args.dataset, (cell,), overrides=overrides)
     setup = set_up(grid, cell, Place(args.out, args.root, None, "cpu"))
     recipe = dataclasses.replace(setup.recipe, rules=(*setup.recipe.rules, Rule(MLP, weight_bits=bits)))

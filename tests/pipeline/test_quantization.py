@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 
 import d4c
-from d4c import package, pipeline
+from d4c import package, pipeline, reconstruct
 from d4c.errors import ArtifactError, RecipeError, UsageError
 from d4c.images import ImageSet
 from d4c.models.folding import fold_batchnorm
 from d4c.pipeline.budget import uniform_schemes
 from d4c.recipes import load_recipe, recipe_names
 
-SMALL = (
-    "synthesize.images=4", "synthesize.batch=2", "synthesize.steps=3", "calibrate.texts=8", "reconstruct.iterations=4",
-    "reconstruct.batch=4",
-)  # fmt: skip
+SMALL = ("synthesize.images=4", "synthesize.batch=2", "synthesize.steps=3", "calibrate.texts=8")
+LEARNING = ("reconstruct.method=adaround", "reconstruct.iterations=4", "reconstruct.batch=4")
 
 
 def quantize(folder: Path, out: Path, recipe: str = "w4a8", **arguments: object) -> d4c.QuantizedClip:
-    return d4c.quantize(f"local-dir:{folder}", recipe=recipe, out=out, device="cpu", overrides=SMALL, **arguments)  # type: ignore[arg-type]
+    overrides = (*SMALL, *LEARNING) if recipe.startswith("paper") else SMALL
+    return d4c.quantize(f"local-dir:{folder}", recipe=recipe, out=out, device="cpu", overrides=overrides, **arguments)  # type: ignore[arg-type]
 
 
 def content(out: Path) -> str:
@@ -110,27 +109,35 @@ def test_a_run_that_crashed_continues_and_ends_with_the_same_content(
     assert content(tmp_path / "crashed") == content(tmp_path / "whole")
 
 
-def test_finished_units_are_not_reconstructed_again(vit_folder: Path, tmp_path: Path) -> None:
-    calls = {"whole": 0, "crashed": 0, "resumed": 0}
+@pytest.mark.parametrize(("recipe", "work"), [("w4a8", "solve_unit"), ("paper-w4a8", "learn")])
+def test_finished_units_are_not_reconstructed_again(
+    recipe: str, work: str, vit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, original = {"whole": 0, "out": 0, "resumed": 0}, getattr(reconstruct.towers, work)
 
-    def count(run: str, crash_at: float = 2.0) -> Callable[[str, int, int], None]:
-        def report(label: str, done: int, total: int) -> None:
-            calls[run] += label == "reconstruct"
-            if label == "reconstruct" and done >= crash_at * total:
-                raise Crash
+    def run(name: str, report: Callable[[str, int, int], None] | None = None) -> None:
+        def counted(*arguments: object, **named: object) -> object:
+            calls[name] += 1
+            return original(*arguments, **named)
 
-        return report
+        monkeypatch.setattr(reconstruct.towers, work, counted)
+        quantize(vit_folder, tmp_path / ("whole" if name == "whole" else "out"), recipe, report=report)
 
-    quantize(vit_folder, tmp_path / "whole", report=count("whole"))
+    def crash(label: str, done: int, total: int) -> None:
+        if label == "reconstruct" and done >= 0.5 * total:
+            raise Crash
+
+    run("whole")
     with pytest.raises(Crash):
-        quantize(vit_folder, tmp_path / "out", report=count("crashed", 0.5))
-    quantize(vit_folder, tmp_path / "out", report=count("resumed"))
-    assert calls["resumed"] < 0.7 * calls["whole"]
+        run("out", crash)
+    run("resumed")
+    assert 0.3 * calls["whole"] < calls["resumed"] < 0.7 * calls["whole"]
+    assert calls["whole"] <= calls["out"] + calls["resumed"] <= calls["whole"] + 1  # the unit that crashed, twice
 
 
 def test_a_killed_process_leaves_what_the_same_command_continues(vit_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "d4c", "quantize", f"local-dir:{vit_folder}", "--threads", "1", "--device", "cpu"]
-    command += [part for pair in SMALL for part in ("--set", pair)] + ["--set", "reconstruct.iterations=40"]
+    command += [part for pair in SMALL for part in ("--set", pair)]
     work = tmp_path / "killed.work"
     process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
     while not list(work.glob("reconstruct-*/*.safetensors")):

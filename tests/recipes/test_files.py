@@ -37,7 +37,8 @@ RECIPES = st.builds(
     activation_symmetric=st.booleans(),
     synthesize=st.builds(
         Synthesize, images=st.integers(1, 10**6), steps=st.integers(0, 9), learning_rate=POSITIVE,
-        temperature=POSITIVE, momentum_drift=st.booleans(), start=st.sampled_from(["noise", "dead_leaves"]),
+        temperature=POSITIVE, momentum_drift=st.booleans(), parametrization=st.just("pixels"),
+        start=st.sampled_from(["noise", "dead_leaves"]),
     ),
     calibrate=st.builds(Calibrate, texts=st.integers(1, 10**6), layernorm_folds=FOLDS),
     reconstruct=st.builds(
@@ -135,6 +136,16 @@ def test_every_key_is_read() -> None:
     assert type(recipe.synthesize.learning_rate) is float
 
 
+def test_a_key_of_adaround_without_its_method_is_refused_and_not_ignored() -> None:
+    says = 'recipe w4a8 [reconstruct]: iterations is of AdaRound; set method = "adaround" too'
+    with pytest.raises(RecipeError) as error:
+        load_recipe("w4a8", ["reconstruct.refits=2", "reconstruct.iterations=9"])
+    assert str(error.value) == says
+    assert load_recipe("w4a8", ["reconstruct.iterations=9", "reconstruct.method=adaround"]).reconstruct.iterations == 9
+    assert load_recipe("paper-w4a8", ["reconstruct.iterations=9"]).reconstruct.method == "adaround"
+    assert parse_recipe("again", dump_recipe(load_recipe("w4a8"))).reconstruct == load_recipe("w4a8").reconstruct
+
+
 @pytest.mark.parametrize(
     ("text", "nearest"),
     [
@@ -202,7 +213,7 @@ def test_a_value_of_the_wrong_kind_is_refused(text: str, says: str) -> None:
 def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones() -> None:
     overrides = (
         "synthesize.images=64", "synthesize.images = 65", "synthesize.method=noise", 'calibrate.range="minmax"',
-        "reconstruct.warm_up=0", "synthesize.valid_pixels=false", "synthesize.learning_rate=1e-2", "deployable=false",
+        "reconstruct.refits=0", "synthesize.valid_pixels=false", "synthesize.learning_rate=1e-2", "deployable=false",
     )  # fmt: skip
     recipe, plain = load_recipe("w4a8", overrides), load_recipe("w4a8")
     assert recipe == dataclasses.replace(
@@ -212,7 +223,7 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones() -> None:
             plain.synthesize, images=65, method="noise", valid_pixels=False, learning_rate=0.01
         ),
         calibrate=dataclasses.replace(plain.calibrate, range="minmax"),
-        reconstruct=dataclasses.replace(plain.reconstruct, warm_up=0.0),
+        reconstruct=dataclasses.replace(plain.reconstruct, refits=0),
     )
     assert load_recipe("w4a8") == plain
 

@@ -141,7 +141,7 @@ def test_the_shipped_recipes_run_as_the_design_says(name: str) -> None:
         ("w4a8", "image.projection", 8, 8),
         ("w4a8", "text.projection", 8, 8),
         ("w4a8", "text.token_embedding", 8, 8),
-        ("w4a8", "text.blocks.0.mlp.fc2", 8, 8),
+        ("w4a8", "text.blocks.0.mlp.fc2", 4, 8),
         ("w4", "image.blocks.0.mlp.fc1", 4, 32),
         ("w8", "image.blocks.0.mlp.fc1", 8, 32),
         ("w4a4", "image.blocks.0.mlp.fc1", 4, 4),

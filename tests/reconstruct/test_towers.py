@@ -23,7 +23,7 @@ from d4c.reconstruct.solve import RIDGES, STEPS
 from d4c.reconstruct.towers import OTHER_TOKENS
 from d4c.reconstruct.units import units_of
 
-SHORT = Reconstruct(iterations=3, batch=4)
+SHORT = Reconstruct(method="adaround", iterations=3, batch=4)
 
 
 def pictures(num: int, seed: int) -> ImageSet:
@@ -63,7 +63,7 @@ def assert_same(first: Clip, second: Clip) -> None:
 def test_learning_helps_on_inputs_that_were_not_fitted(tiny_clip: Clip, ids: Tensor) -> None:
     rules = (Rule("*", weight_bits=3, activation_bits=8),)
     case = Case(tiny_clip, ids, Recipe("w3a8", rules=rules), images=32)
-    quantized, reports = case.run(Reconstruct(iterations=150))
+    quantized, reports = case.run(Reconstruct(method="adaround", iterations=150))
     assert sum(r.learned_error / r.nearest_error for r in reports) / len(reports) < 0.9
     assert all(r.codes_changed > 0.02 for r in reports)  # not round-to-nearest in disguise
     reference, before, after = (c.encode_image(case.held.pixels) for c in (case.clip, case.quantized, quantized))
@@ -71,7 +71,7 @@ def test_learning_helps_on_inputs_that_were_not_fitted(tiny_clip: Clip, ids: Ten
 
 
 def test_the_gate_keeps_every_unit_that_would_become_worse_at_nearest(case: Case) -> None:
-    ruinous = Reconstruct(iterations=3, image_scale_learning_rate=1e3, text_scale_learning_rate=1e3)
+    ruinous = Reconstruct(method="adaround", iterations=3, image_scale_learning_rate=1e3, text_scale_learning_rate=1e3)
     quantized, reports = case.run(ruinous)
     assert not any(r.kept for r in reports)
     assert all(r.learned_error > r.nearest_error for r in reports)
@@ -95,7 +95,9 @@ def outputs(clip: Clip, name: str, pixels: Tensor, ids: Tensor) -> Tensor:
 
 def test_errors_are_those_of_the_whole_models_on_held_out_samples(case: Case) -> None:
     # Nothing is kept, so every unit's input comes from a model rounded to nearest, all the way down.
-    _, reports = case.run(Reconstruct(iterations=1, image_scale_learning_rate=1e3, text_scale_learning_rate=1e3))
+    _, reports = case.run(
+        Reconstruct(method="adaround", iterations=1, image_scale_learning_rate=1e3, text_scale_learning_rate=1e3)
+    )
     for report in reports:
         found, expected = (
             outputs(c, report.name, case.held.pixels, case.held_ids) for c in (case.quantized, case.clip)
@@ -104,7 +106,9 @@ def test_errors_are_those_of_the_whole_models_on_held_out_samples(case: Case) ->
 
 
 def test_a_unit_is_kept_only_where_it_is_no_worse(case: Case) -> None:
-    quantized, reports = case.run(Reconstruct(iterations=20, batch=2))  # overfits some units and not others
+    quantized, reports = case.run(
+        Reconstruct(method="adaround", iterations=20, batch=2)
+    )  # overfits some units and not others
     assert {r.kept for r in reports} == {True, False}
     before = case.quantized.quantized_weights()
     layers = quantized.quantized_weights()
@@ -119,7 +123,7 @@ def test_a_unit_is_kept_only_where_it_is_no_worse(case: Case) -> None:
 def test_inputs_are_left_alone_and_pairs_stay_safe(recipe: str, unit: str, tiny_resnet: Clip, ids: Tensor) -> None:
     case = Case(tiny_resnet, ids, recipe)
     before = copy.deepcopy((case.clip, case.quantized))
-    quantized, _ = case.run(Reconstruct(iterations=3, batch=4, unit=unit))  # type: ignore[arg-type]
+    quantized, _ = case.run(Reconstruct(method="adaround", iterations=3, batch=4, unit=unit))  # type: ignore[arg-type]
     assert_same(case.clip, before[0])
     assert_same(case.quantized, before[1])
     for layer, weight in quantized.quantized_weights().items():
@@ -196,7 +200,9 @@ def assert_same_tower(first: Clip, second: Clip, tower: str) -> None:
 
 def test_without_a_gate_every_learned_rounding_stays(tiny_clip: Clip, ids: Tensor) -> None:
     case = Case(tiny_clip, ids, images=2)
-    harsh = Reconstruct(iterations=20, batch=1, rounding_weight=100.0)  # decides long before it has learned
+    harsh = Reconstruct(
+        method="adaround", iterations=20, batch=1, rounding_weight=100.0
+    )  # decides long before it has learned
     gated, free = case.run(harsh)[1], case.run(dataclasses.replace(harsh, gate=False))[1]
     assert any(not report.kept for report in gated)
     assert all(report.kept for report in free)
@@ -338,7 +344,7 @@ def test_learning_may_start_from_the_closed_form_and_is_kept_only_where_it_is_be
     )
     assert not any(r.kept for r in reports)  # ruined by its scales, so that the start stays
     assert_same(still, solved)
-    learned, reports = case.run(Reconstruct(iterations=60, start="closed_form"))
+    learned, reports = case.run(Reconstruct(method="adaround", iterations=60, start="closed_form"))
     assert {r.kept for r in reports} == {True, False}
     names = [r.name for r in first]
     for report in reports:  # errors of rounding to nearest are those that the closed form reports

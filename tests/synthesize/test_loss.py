@@ -18,7 +18,7 @@ from d4c.synthesize.views import roll_and_mirror, sample_boxes
 # Patches of 4 pixels: four patches have too few similarities for a density.
 FINE = dataclasses.replace(VIT, image=VisionTransformerConfig(32, 4, 32, 2, 2, 128, "quick_gelu"))
 PROMPTS = [f"a photo of a {name}." for name in ("cat", "dog", "tree", "car")]
-SMALL = Synthesize(images=8, batch=8, steps=40, learning_rate=0.05)
+SMALL = Synthesize(images=8, batch=8, steps=40, learning_rate=0.05, noise=0.0, coarse_to_fine=False)
 
 
 def loss_of(clip: Clip, config: Synthesize) -> SynthesisLoss:

@@ -16,8 +16,9 @@ from d4c.synthesize.loss import SynthesisLoss
 from d4c.synthesize.views import sample_boxes
 
 PROMPTS = [f"a photo of a {name}." for name in ("cat", "dog", "tree", "car", "spoon", "house", "shoe")]
-SMALL = Synthesize(images=6, batch=2, steps=3)
-PLAIN = Synthesize(images=8, batch=8, steps=40, structural_contrast=False, perturbation=False)
+PIXELS = Synthesize(learning_rate=0.05, start="one_over_f", noise=0.0, parametrization="pixels", coarse_to_fine=False)
+SMALL = dataclasses.replace(PIXELS, images=6, batch=2, steps=3)
+PLAIN = dataclasses.replace(PIXELS, images=8, batch=8, steps=40, structural_contrast=False, perturbation=False)
 SWITCHES = [(False, False), (True, False), (False, True), (True, True)]
 
 
@@ -87,7 +88,7 @@ def test_variation_is_that_of_the_raw_image_unless_the_model_sees_it_perturbed(
 
 
 def test_the_objective_of_a_slice_depends_on_its_place_and_step_alone(tiny_clip: Clip, pixels: Tensor) -> None:
-    objective = objective_of(tiny_clip, Synthesize(images=8, batch=4))
+    objective = objective_of(tiny_clip, dataclasses.replace(PIXELS, images=8, batch=4))
     first = objective(pixels[4:], slice(4, 8), 5)
     torch.manual_seed(9)
     objective(pixels[:4], slice(0, 4), 2)

@@ -19,6 +19,9 @@ from d4c.recipes.recipe import Calibrate, Recipe, Reconstruct, Rule, Synthesize
 
 SECTIONS: dict[str, type] = {"synthesize": Synthesize, "calibrate": Calibrate, "reconstruct": Reconstruct}
 
+# What rounding in closed form, the default, takes no notice of.
+LEARNING_KEYS = {f.name for f in dataclasses.fields(Reconstruct)} - {"method", "refits", "gate"}
+
 
 def recipe_names() -> list[str]:
     """The shipped recipes."""
@@ -72,6 +75,7 @@ def parse_recipe(name: str, text: str, overrides: Sequence[str] = ()) -> Recipe:
     data.pop("name", None)
     if not isinstance(rules, list):
         raise RecipeError(f"recipe {name}: rules are written as [[rule]] tables")
+    _check_learning_keys(data.get("reconstruct"), f"recipe {name} [reconstruct]")
     sections = {key: _build(cls, data.pop(key, {}), f"recipe {name} [{key}]") for key, cls in SECTIONS.items()}
     built = tuple(_build(Rule, rule, f"recipe {name} [[rule]]") for rule in rules)
     known = [*(f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "rules")), "rule"]
@@ -119,6 +123,14 @@ def _override(data: dict[str, Any], override: str) -> None:
     table = data.setdefault(section, {}) if dot else data
     if isinstance(table, dict):  # else `_build` says what is wrong
         table[leaf] = parsed
+
+
+def _check_learning_keys(table: Any, where: str) -> None:
+    """Refuse keys of AdaRound where nothing names a method, and so none would be learned: they would do nothing."""
+    if isinstance(table, dict) and "method" not in table:
+        for key in table:
+            if key in LEARNING_KEYS:
+                raise RecipeError(f'{where}: {key} is of AdaRound; set method = "adaround" too')
 
 
 def _build(cls: type, values: Any, where: str) -> Any:

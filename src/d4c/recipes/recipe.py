@@ -53,15 +53,15 @@ class Synthesize:
 
     method: ImageMethod = "d4c"
     images: int = 128
-    steps: int = 60
+    steps: int = 25
     batch: int = 16
-    learning_rate: float = 0.05
+    learning_rate: float = 0.02
     schedule: Literal["constant", "cosine"] = "cosine"
     rounds: int = 1
     warm_up: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
-    start: Start = "one_over_f"
+    start: Start = "dead_leaves"
     prompt_contrast: float = 1.0
     temperature: float = 0.1
     structural_contrast: bool = True
@@ -72,9 +72,9 @@ class Synthesize:
     total_variation: float = 0.1
     variation_distance: float = 0.0
     jitter: float = 0.0
-    noise: float = 0.0
-    parametrization: Literal["pixels", "pyramid"] = "pixels"
-    coarse_to_fine: bool = False
+    noise: float = 0.1
+    parametrization: Literal["pixels", "pyramid"] = "pyramid"
+    coarse_to_fine: bool = True
     valid_pixels: bool = True
     momentum_drift: bool = False
     prompts: Literal["model", "own", "paper"] = "model"
@@ -120,8 +120,8 @@ class Calibrate:
 
     Args:
         texts: how many prompts calibrate the text tower; templates: "generic" takes our own fixed ones, "captions"
-            beside them short and long captions, lists and figures, "cifar10" and "imagenet1k" those that CLIP is
-            usually evaluated with on these sets, and a path ending in .json a file.
+            those and short and long captions, lists and figures, "cifar10" and "imagenet1k" those that CLIP is usually
+            evaluated with on these sets, and a path ending in .json a file.
         outliers: images that bring some block to more than so many times the value of the median image are left out,
             unless they are more than a tenth; 0 keeps all.
         crops: random crops of each image that ranges and rounding see beside it.
@@ -136,7 +136,7 @@ class Calibrate:
     """
 
     texts: int = 512
-    templates: str = "generic"
+    templates: str = "captions"
     outliers: float = 10.0
     crops: int = 0
     samples: int = 0
@@ -168,8 +168,8 @@ class Reconstruct:
     """How rounding is chosen.
 
     Args:
-        method: "adaround" learns it by gradients; "closed_form" solves each layer, and takes none of the keys below but
-            `refits` and `gate`.
+        method: "closed_form" solves each layer, and takes none of the keys below but `refits` and `gate`; "adaround"
+            learns it by gradients.
         start: what "adaround" starts from: rounding to "nearest", or the codes, scales and biases of the "closed_form".
         unit: "layer" learns the layers that share an input together, "block" whole residual blocks, "auto" takes
             blocks in ResNets and layers elsewhere, as the paper does.
@@ -185,7 +185,7 @@ class Reconstruct:
         gate: give up a rounding that is worse than round-to-nearest on held-out samples.
     """
 
-    method: Literal["none", "adaround", "closed_form"] = "adaround"
+    method: Literal["none", "adaround", "closed_form"] = "closed_form"
     start: Literal["nearest", "closed_form"] = "nearest"
     unit: Literal["layer", "block", "auto"] = "auto"
     iterations: int = 1000

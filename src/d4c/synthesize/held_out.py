@@ -23,7 +23,17 @@ from d4c.synthesize.optimize import run
 
 NUM_IMAGES, SEED = 32, 424_242
 # Cheap on purpose: one view a step, few steps, most of them on fewer tokens.
-FAST = Synthesize(images=NUM_IMAGES, steps=20, batch=16, structural_contrast=False, coarse_to_fine=True)
+FAST = Synthesize(
+    images=NUM_IMAGES,
+    steps=20,
+    batch=16,
+    learning_rate=0.05,
+    start="one_over_f",
+    structural_contrast=False,
+    noise=0.0,
+    parametrization="pixels",
+    coarse_to_fine=True,
+)
 HASTY = dataclasses.replace(FAST, steps=10)
 
 
