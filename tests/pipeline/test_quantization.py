@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -222,6 +223,22 @@ def test_pictures_of_the_users_own_are_used(vit_folder: Path, tmp_path: Path) ->
         assert report["images"] == {"source": "folder", "count": 4, "left_out": 0}
     drawn = [ImageSet.load(tmp_path / f"{name}.work" / "images.safetensors").pixels for name in ("out", "other")]
     assert not torch.equal(*drawn)
+
+
+def test_an_image_on_which_the_model_runs_away_changes_nothing_and_is_counted(
+    resnet_folder: Path, tmp_path: Path, pixels: Tensor
+) -> None:
+    usual = ImageSet.unlabelled(pixels.repeat(2, 1, 1, 1)[:11], "test")
+    odd = ImageSet.unlabelled(torch.cat([usual.pixels[:5], 1000 * pixels[:1], usual.pixels[5:]]), "test")
+    for name, images in (("usual", usual), ("odd", odd)):
+        job = pipeline.prepare(
+            f"local-dir:{resnet_folder}", recipe="w8a8", out=tmp_path / name, pretrained=None, images=None,
+            prompts=None, device="cpu", seed=0, overrides=SMALL, fresh=False, keep_images=False,
+        )  # fmt: skip
+        report = pipeline.run(dataclasses.replace(job, images=images))
+        assert report is not None
+        assert report["images"] == {"source": "test", "count": 11, "left_out": len(images) - 11}
+    assert content(tmp_path / "odd") == content(tmp_path / "usual")
 
 
 def test_evaluation_needs_the_model_that_the_artifact_came_from(

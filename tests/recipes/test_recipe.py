@@ -174,6 +174,7 @@ def test_bits_out_of_reach_are_refused(key: str, bits: int) -> None:
         (Calibrate, {"layernorm_folds": (0.5, -0.1)}),
         (Calibrate, {"layernorm_folds": ()}),
         (Reconstruct, {"iterations": 0}),
+        (Calibrate, {"outliers": 0.5}),
         (Reconstruct, {"batch": 0}),
         (Reconstruct, {"warm_up": 1.0}),
         (Reconstruct, {"warm_up": -0.1}),

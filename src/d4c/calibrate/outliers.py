@@ -15,8 +15,8 @@ def without_outliers(clip: Clip, images: ImageSet, factor: float) -> ImageSet:
     """The images but those on which the float model itself runs away.
 
     One picture on which a block puts out hundreds of times what it does elsewhere decides every range and every sum of
-    squares from there on, and the other pictures are left with a few codes. On `tiny-rn` two of 512 photographs are
-    like that, saturated red or pink all over.
+    squares from there on, and the other pictures are left with a few codes. On `tiny-rn` three of 512 photographs are
+    like that, saturated red or pink.
 
     Args:
         clip: float, BatchNorm folded.

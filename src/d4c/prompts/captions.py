@@ -16,7 +16,7 @@ AN = re.compile(r"\b([Aa])(?= [aeiou])")
 def caption_templates() -> tuple[str, ...]:
     """Templates with `{c}` out of a small grammar, the same every time, no two equal.
 
-    Forms of two words and of forty take turns, so that all lengths are there alike. Among the words are figures,
+    Forms of two words and of forty take turns until the shortest have no new words. Among the words are figures,
     colours, lists, and letters without sense, which the tokenizer cuts into rare pieces.
     """
     grammar = json.loads(resources.files("d4c.prompts").joinpath("captions.json").read_text("utf-8"))

@@ -12,7 +12,6 @@ from d4c.recipes.recipe import Synthesize
 
 _D4C = {"method": "d4c", "prompt_contrast": 1.0}
 _BASELINE = {"method": "d4c", "prompt_contrast": 0.0, "structural_contrast": False, "perturbation": False}
-_PIXELS = {"parametrization": "pixels", "coarse_to_fine": False, "noise": 0.0}
 # PSAQ-ViT (arXiv:2203.02250): 500 steps in each of two rounds, rolled by up to 15 and 30 of 224 pixels, one batch of
 # 32. Its class term needs a head: the prompts at CLIP's own temperature stand in for one.
 _PSAQ = {
@@ -20,7 +19,7 @@ _PSAQ = {
     "patch_similarity": 1.0, "patch_similarity_of": "values", "total_variation": 0.0, "variation_distance": 0.05,
     "jitter": 30 / 224, "batch": 32, "rounds": 2, "steps": 1000, "learning_rate": 0.2, "beta1": 0.5, "beta2": 0.9,
     "schedule": "cosine", "warm_up": 0.2, "start": "noise", "valid_pixels": True, "momentum_drift": False,
-    **_PIXELS,
+    "parametrization": "pixels", "coarse_to_fine": False, "noise": 0.0,
 }  # fmt: skip
 
 METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
