@@ -137,6 +137,15 @@ def test_each_of_a_grids_own_recipes_has_its_text_tower_made_first(
     assert made == {f"{kind} {label}": 2 for kind in ("text", "cell") for label in ("paper-w4a8", "plain")}  # seeds
 
 
+def test_what_only_images_go_through_makes_no_other_text_tower(grid: Grid, place: Place) -> None:
+    def folder(*overrides: str) -> Path:
+        changed = dataclasses.replace(grid, overrides=(*grid.overrides, *overrides))
+        return cells.text_folder(cells.set_up(changed, grid.cells[0], place))
+
+    assert folder() == folder("calibrate.crops=2") == folder("calibrate.outliers=20")
+    assert folder() != folder("calibrate.texts=5")
+
+
 def test_seeds_draw_different_real_pictures(grid: Grid, place: Place) -> None:
     real = [c for c in grid.cells if c.method == "real" and c.label == "paper-w4a8"]
     sets = [cells.image_set(cells.set_up(grid, cell, place), silent).pixels for cell in real]

@@ -148,7 +148,8 @@ def judges(setup: Setup) -> Judges:
 
 def text_folder(setup: Setup) -> Path:
     """Where the text tower lies, with all that is made of it: nothing in it depends on calibration images."""
-    recipe = dataclasses.replace(setup.recipe, synthesize=Synthesize())
+    calibration = dataclasses.replace(setup.recipe.calibrate, crops=0, outliers=0.0)
+    recipe = dataclasses.replace(setup.recipe, synthesize=Synthesize(), calibrate=calibration)
     key = hash_of("text", dump_recipe(recipe), setup.templates, *setup.environment)[:16]
     return setup.place.out / "text" / f"{setup.cell.model.replace('/', '-')}-{key}"
 

@@ -7,13 +7,14 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from d4c.artifact.work import Report
 from d4c.errors import D4CError, RecipeError, RunError
-from d4c.experiments.cells import Place, image_set, judges, run_cell, set_up, text_tower
+from d4c.experiments.cells import Place, image_set, judges, run_cell, set_up, text_folder, text_tower
 from d4c.experiments.grid import REAL, Cell, Grid
 from d4c.experiments.ray_executor import RayExecutor
 
@@ -62,30 +63,28 @@ def run(grid: Grid, place: Place, executor: Executor, *, threads: int, report: R
     Raises:
         RunError: a cell failed; the others are finished first.
     """
-    possible = [cell for cell in grid.cells if _is_possible(grid, cell, place)]
-    shared: dict[Kind, Iterable[Cell]] = {"images": _sharing_images(grid, possible), "text": _sharing_text(possible)}
+    folders = {cell: folder for cell in grid.cells if (folder := _text_folder(grid, cell, place))}
+    of_folders = {folder: cell for cell, folder in folders.items()}
+    shared: dict[Kind, Iterable[Cell]] = {"images": _sharing_images(grid, folders), "text": of_folders.values()}
     for kind, cells in shared.items():
         _all(kind, [Task(kind, grid, cell, place, threads) for cell in cells], executor, report)
     return _all("cell", [Task("cell", grid, cell, place, threads) for cell in grid.cells], executor, report)
 
 
-def _is_possible(grid: Grid, cell: Cell, place: Place) -> bool:
-    """Whether the model can have the method; what else is wrong ends the command before any work."""
+def _text_folder(grid: Grid, cell: Cell, place: Place) -> Path | None:
+    """Where the cell's text tower lies, None if the model cannot have the method.
+
+    What else is wrong ends the command before any work.
+    """
     try:
-        set_up(grid, cell, place)
+        return text_folder(set_up(grid, cell, place))
     except RecipeError:
-        return False
-    return True
+        return None
 
 
 def _sharing_images(grid: Grid, cells: Iterable[Cell]) -> Iterable[Cell]:
     """A cell for each image set."""
     return {(c.model, c.method, c.seed, grid.recipe(c).synthesize): c for c in cells if c.method != REAL}.values()
-
-
-def _sharing_text(cells: Iterable[Cell]) -> Iterable[Cell]:
-    """A cell for each text tower."""
-    return {(c.model, c.label, c.seed): c for c in cells}.values()
 
 
 def _all(kind: Kind, tasks: list[Task], executor: Executor, report: Report) -> list[dict[str, Any]]:
