@@ -113,6 +113,7 @@ def test_results_hold_what_tables_need(grid: Grid, place: Place) -> None:
             about = result["predictions"][tower]
             assert len(about["right"]) == 12
             assert about["acc1"] == about["right"].count("1") / 12
+            assert about["score_error"] == 0 if tower == "float" else about["score_error"] > 0
         assert set(result["reconstruction"]["text"]) == {"8", result["cell"]["label"][-3]}
         path = place.out / "cells" / f"{cells.Cell(**result['cell']).name}.json"
         assert json.loads(path.read_text()) == result

@@ -1,6 +1,6 @@
 """The stage that says what was lost, with and without data."""
 
-from d4c.evaluate.agreement import evaluate_without_data, unit
+from d4c.evaluate.agreement import centred_error, evaluate_without_data, unit
 from d4c.evaluate.data_sets import find_set
 from d4c.evaluate.embedding_cache import EmbeddingCache
 from d4c.evaluate.retrieval import Retrieval, paired_retrieval, retrieve
@@ -23,6 +23,7 @@ __all__ = [
     "Prediction",
     "Retrieval",
     "Task",
+    "centred_error",
     "classify",
     "evaluate_without_data",
     "find_set",

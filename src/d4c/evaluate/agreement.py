@@ -44,14 +44,15 @@ class Agreement:
 
 def tower_error(z: Array, quantized: Array) -> TowerError:
     """Compare embeddings [row, embedding], not normalised."""
-    z64, q64 = z.astype(np.float64), quantized.astype(np.float64)
-    cosine = (unit(z64) * unit(q64)).sum(axis=1)  # [row]
-    spread = np.linalg.norm(z64 - z64.mean(axis=0))
-    return TowerError(
-        float(np.linalg.norm(q64 - z64) / max(spread, np.finfo(np.float64).tiny)),
-        float(cosine.mean()),
-        float(np.quantile(cosine, 0.01)),
-    )
+    cosine = (unit(z.astype(np.float64)) * unit(quantized.astype(np.float64))).sum(axis=1)  # [row]
+    return TowerError(centred_error(z, quantized), float(cosine.mean()), float(np.quantile(cosine, 0.01)))
+
+
+def centred_error(x: Array, changed: Array) -> float:
+    """||x̂ - x|| / ||x - x̄||, Frobenius, of rows [row, value]; x̄ is the mean row."""
+    x64 = x.astype(np.float64)
+    spread = np.linalg.norm(x64 - x64.mean(axis=0))
+    return float(np.linalg.norm(changed.astype(np.float64) - x64) / max(spread, np.finfo(np.float64).tiny))
 
 
 def agreement(reference: NDArray[np.floating[Any]], changed: NDArray[np.floating[Any]]) -> Agreement:

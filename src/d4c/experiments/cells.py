@@ -37,6 +37,8 @@ from d4c.quantizers.ranges import Ranges
 from d4c.quantizers.scheme import Scheme, resolve_scheme
 from d4c.recipes import Recipe, Synthesize, dump_recipe
 
+FORMAT_VERSION = 2  # of a cell's file; 2 has `score_error`
+
 
 @dataclass(frozen=True)
 class Place:
@@ -230,9 +232,10 @@ def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, 
     """Quantize and measure; a result that is there already with the same settings is read.
 
     Returns:
-        `acc1` of the float model, and for `both` towers quantized and for the `image` tower alone: `acc1` and which
-        images were right, "1" or "0" each; `reconstruction` by tower and weight bits; `seconds`. A cell whose method
-        the model cannot have gives `refused`, the reason.
+        for the `float` model, for `both` towers quantized and for the `image` tower alone: `acc1`, which images were
+        right, "1" or "0" each, and `score_error`, the centred error of the images' scores for all classes against the
+        float model's; `reconstruction` by tower and weight bits; `seconds`. A cell whose method the model cannot have
+        gives `refused`, the reason.
     """
     path = place.out / "cells" / f"{cell.name}.json"
     try:
@@ -240,7 +243,7 @@ def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, 
     except RecipeError as error:
         return {"cell": dataclasses.asdict(cell), "refused": str(error)}
     settings = hash_of(
-        "cell", dump_recipe(setup.recipe), setup.templates, grid.dataset, cell.method, _pictures(setup),
+        "cell", FORMAT_VERSION, dump_recipe(setup.recipe), setup.templates, grid.dataset, cell.method, _pictures(setup),
         *setup.environment,
     )  # fmt: skip
     if path.exists():
@@ -254,7 +257,7 @@ def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, 
     result = {
         "cell": dataclasses.asdict(cell),
         "settings": settings,
-        "predictions": {name: {"acc1": p.metrics["acc1"], "right": _right(p)} for name, p in predictions.items()},
+        "predictions": {name: _figures(p, predictions["float"]) for name, p in predictions.items()},
         "reconstruction": {"image": about_image, "text": about_text},
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
@@ -288,8 +291,13 @@ def _pictures(setup: Setup) -> list[Any]:
     return [(path.name, path.stat().st_size) for path in files]
 
 
-def _right(prediction: evaluate.Prediction) -> str:
-    return "".join(np.where(prediction.logits.argmax(axis=1) == prediction.labels, "1", "0"))
+def _figures(prediction: evaluate.Prediction, plain: evaluate.Prediction) -> dict[str, Any]:
+    right = prediction.logits.argmax(axis=1) == prediction.labels
+    return {
+        "acc1": prediction.metrics["acc1"],
+        "right": "".join(np.where(right, "1", "0")),
+        "score_error": evaluate.centred_error(plain.logits, prediction.logits),
+    }
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from d4c.errors import MissingExtraError
 Results = Sequence[dict[str, Any]]
 HEADER = (
     "| images | top-1 against float in points, mean ± spread over seeds | test images' error |"
+    " scores' error |"
     " lead over the row above (p) | codes changed | held-out error |"
 )
 TOWERS = {"both": "both towers quantized", "image": "image tower quantized, text tower float"}
@@ -27,6 +28,7 @@ class Row:
     Args:
         losses: accuracy minus the float model's, a number a seed, in points; mean, spread: theirs, the spread with
             n - 1, NaN for one seed; image_error: paired standard error over the images, pooled over the seeds.
+        score_error: centred error of the images' scores against the float model's, mean over the seeds.
         against: the method that comes before it in the grid, or None; difference: its mean lead over that, in points,
             on the same seeds; p: of a paired t-test over the seeds, NaN below two.
         codes_changed, error_ratio: of the image tower's units at the fewest bits, means over seeds; None without
@@ -41,6 +43,7 @@ class Row:
     mean: float
     spread: float
     image_error: float
+    score_error: float
     against: str | None
     difference: float
     p: float
@@ -72,7 +75,8 @@ def _row(model: str, recipe: str, method: str, tower: str, cells: Results, befor
     values = np.asarray(list(losses.values()))
     return Row(
         model, recipe, method, tower, tuple(values.tolist()), float(values.mean()), _std(values),
-        _image_error(cells, tower), before, float(np.mean(leads)) if leads else float("nan"), paired_p(leads),
+        _image_error(cells, tower), float(np.mean([c["predictions"][tower]["score_error"] for c in cells])),
+        before, float(np.mean(leads)) if leads else float("nan"), paired_p(leads),
         float(np.mean([f["codes_changed"] for f in fewest])) if fewest else None,
         float(np.mean([f["error_ratio"] for f in fewest])) if fewest else None,
     )  # fmt: skip
@@ -135,7 +139,7 @@ def markdown(rows: Sequence[Row], results: Results) -> str:
     for model, recipe, tower in dict.fromkeys((r.model, r.recipe, r.tower) for r in rows):
         chosen = [r for r in rows if (r.model, r.recipe, r.tower) == (model, recipe, tower)]
         lines += [f"### {model}, {recipe}, {TOWERS[tower]} (float {floats[model]:.2%})", ""]
-        lines += [HEADER, "|---|---:|---:|---:|---:|---:|"]
+        lines += [HEADER, "|---|---:|---:|---:|---:|---:|---:|"]
         lines += [_line(row) for row in chosen] + [""]
     reasons = sorted(
         {f"{r['cell']['model']}, {r['cell']['method']}: {r['refused']}" for r in results if "refused" in r}
@@ -149,7 +153,8 @@ def _line(row: Row) -> str:
     lead += "" if np.isnan(row.p) else f" ({row.p:.2f})"
     codes = "" if row.codes_changed is None else f"{row.codes_changed:.0%}"
     error = "" if row.error_ratio is None else f"{row.error_ratio:.2f}"
-    return f"| {row.method} | {row.mean:+.2f}{spread} | {row.image_error:.2f} | {lead} | {codes} | {error} |"
+    figures = f"{row.mean:+.2f}{spread} | {row.image_error:.2f} | {row.score_error:.3f}"
+    return f"| {row.method} | {figures} | {lead} | {codes} | {error} |"
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
