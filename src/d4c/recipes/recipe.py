@@ -52,7 +52,7 @@ class Synthesize:
     """
 
     method: ImageMethod = "d4c"
-    images: int = 128
+    images: int = 64
     steps: int = 25
     batch: int = 16
     learning_rate: float = 0.02
@@ -138,7 +138,7 @@ class Calibrate:
     texts: int = 512
     templates: str = "captions"
     outliers: float = 10.0
-    crops: int = 0
+    crops: int = 3
     samples: int = 0
     padding: bool = False
     range: Literal["lp", "output_error", "minmax"] = "lp"
