@@ -143,7 +143,7 @@ def test_what_only_images_go_through_makes_no_other_text_tower(grid: Grid, place
         changed = dataclasses.replace(grid, overrides=(*grid.overrides, *overrides))
         return cells.text_folder(cells.set_up(changed, grid.cells[0], place))
 
-    assert folder() == folder("calibrate.crops=2") == folder("calibrate.outliers=20")
+    assert folder() == folder("reconstruct.crops=2") == folder("calibrate.outliers=20")
     assert folder() != folder("calibrate.texts=5")
 
 

@@ -150,8 +150,11 @@ def judges(setup: Setup) -> Judges:
 
 def text_folder(setup: Setup) -> Path:
     """Where the text tower lies, with all that is made of it: nothing in it depends on calibration images."""
-    calibration = dataclasses.replace(setup.recipe.calibrate, crops=0, outliers=0.0)
-    recipe = dataclasses.replace(setup.recipe, synthesize=Synthesize(), calibrate=calibration)
+    calibration = dataclasses.replace(setup.recipe.calibrate, outliers=0.0)
+    reconstruction = dataclasses.replace(setup.recipe.reconstruct, crops=0)
+    recipe = dataclasses.replace(
+        setup.recipe, synthesize=Synthesize(), calibrate=calibration, reconstruct=reconstruction
+    )
     key = hash_of("text", dump_recipe(recipe), setup.templates, *setup.environment)[:16]
     return setup.place.out / "text" / f"{setup.cell.model.replace('/', '-')}-{key}"
 
@@ -200,14 +203,14 @@ def image_tower(setup: Setup, held: Judges, report: Report) -> tuple[QuantizedCl
     """The same of the image tower, the text tower float."""
     folded, config = fold(setup.clip, setup.recipe), setup.recipe.calibrate
     images = calibrate.without_outliers(folded, image_set(setup, report), config.outliers)
-    images = with_crops(images, config.crops, setup.cell.seed)
     folded = calibrate.fold(folded, images, held.ids, setup.scheme, setup.recipe.calibrate, towers=["image"])
     key = hash_of("image", dump_recipe(setup.recipe), tensor_hash(images.pixels), *setup.environment)[:16]
     work = _cell_work(setup, report).within(key)
     ranges = calibrate.run(
         folded, images, held.ids, setup.scheme, setup.recipe.calibrate, towers=["image"], work=work
     )  # fmt: skip
-    return _reconstruct(setup, "image", folded, images, held, ranges, work)
+    more = with_crops(images, setup.recipe.reconstruct.crops, setup.cell.seed)
+    return _reconstruct(setup, "image", folded, more, held, ranges, work)
 
 
 def _cell_work(setup: Setup, report: Report) -> Work:

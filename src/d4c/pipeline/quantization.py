@@ -269,14 +269,14 @@ def _quantized(
 ) -> tuple[QuantizedClip, list[reconstruct.UnitReport]]:
     """The model with its ranges found and its rounding chosen, and what was reconstructed."""
     recipe, ranks = job.recipe, stages.ranks
-    images = with_crops(images, recipe.calibrate.crops, job.seed)
     folded = calibrate.fold(fold(job.clip, recipe), images, ids, job.scheme, recipe.calibrate)
     ranges = _ranges(job, stages, folded, images, ids)
     if recipe.reconstruct.method == "none":
         return wrap(folded, job.scheme, ranges), []
+    more = with_crops(images, recipe.reconstruct.crops, job.seed)
     # Nobody holds on to the wrapped model, so that its weights go as better ones come.
     return stages.run("reconstruct", [recipe.reconstruct, job.seed], lambda work: reconstruct.run(
-        folded, wrap(folded, job.scheme, ranges), images, ids, held, held_ids, recipe.reconstruct,
+        folded, wrap(folded, job.scheme, ranges), more, ids, held, held_ids, recipe.reconstruct,
         seed=job.seed, padding=recipe.calibrate.padding, work=work, ranks=ranks,
     ))  # fmt: skip
 

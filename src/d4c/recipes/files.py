@@ -20,7 +20,7 @@ from d4c.recipes.recipe import Calibrate, Recipe, Reconstruct, Rule, Synthesize
 SECTIONS: dict[str, type] = {"synthesize": Synthesize, "calibrate": Calibrate, "reconstruct": Reconstruct}
 
 # What rounding in closed form, the default, takes no notice of.
-LEARNING_KEYS = {f.name for f in dataclasses.fields(Reconstruct)} - {"method", "refits", "gate"}
+LEARNING_KEYS = {f.name for f in dataclasses.fields(Reconstruct)} - {"method", "crops", "refits", "gate"}
 
 
 def recipe_names() -> list[str]:

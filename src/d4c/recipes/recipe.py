@@ -124,7 +124,6 @@ class Calibrate:
             evaluated with on these sets, and a path ending in .json a file.
         outliers: images that bring some block to more than so many times the value of the median image are left out,
             unless they are more than a tenth; 0 keeps all.
-        crops: random crops of each image that ranges and rounding see beside it.
         samples: how many of the images, and of the texts, ranges are found on; 0 takes all.
         padding: whether what follows the end of a text counts too, as it does for the paper's authors (Q21).
         range: of activations, "lp" searches the least L_2.4 error, "output_error" the least error of what the layers
@@ -138,7 +137,6 @@ class Calibrate:
     texts: int = 512
     templates: str = "captions"
     outliers: float = 10.0
-    crops: int = 3
     samples: int = 0
     padding: bool = False
     range: Literal["lp", "output_error", "minmax"] = "lp"
@@ -148,9 +146,7 @@ class Calibrate:
 
     def __post_init__(self) -> None:
         _need(self.outliers == 0 or self.outliers > 1, "calibrate", "outliers > 1, or 0")
-        _need(
-            self.texts >= 1 and self.crops >= 0 and self.samples >= 0, "calibrate", "texts >= 1, crops and samples >= 0"
-        )
+        _need(self.texts >= 1 and self.samples >= 0, "calibrate", "texts >= 1, samples >= 0")
         _need(
             self.templates in TEMPLATE_SETS or self.templates.endswith(".json"),
             "calibrate",
@@ -168,8 +164,9 @@ class Reconstruct:
     """How rounding is chosen.
 
     Args:
-        method: "closed_form" solves each layer, and takes none of the keys below but `refits` and `gate`; "adaround"
-            learns it by gradients.
+        method: "closed_form" solves each layer, and takes none of the keys below but `crops`, `refits` and `gate`;
+            "adaround" learns it by gradients.
+        crops: random crops of each image that are looked at beside it.
         start: what "adaround" starts from: rounding to "nearest", or the codes, scales and biases of the "closed_form".
         unit: "layer" learns the layers that share an input together, "block" whole residual blocks, "auto" takes
             blocks in ResNets and layers elsewhere, as the paper does.
@@ -186,6 +183,7 @@ class Reconstruct:
     """
 
     method: Literal["none", "adaround", "closed_form"] = "closed_form"
+    crops: int = 3
     start: Literal["nearest", "closed_form"] = "nearest"
     unit: Literal["layer", "block", "auto"] = "auto"
     iterations: int = 1000
@@ -209,7 +207,7 @@ class Reconstruct:
             "reconstruct",
             "0 <= warm_up < 1, 0 < keep_quantized <= 1",
         )
-        _need(self.refits >= 0, "reconstruct", "refits >= 0")
+        _need(self.crops >= 0 and self.refits >= 0, "reconstruct", "crops and refits >= 0")
         _need(self.max_rounding_learning_rate > 0, "reconstruct", "max_rounding_learning_rate > 0")
 
     @property
