@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from d4c.errors import RecipeError
 from d4c.models import Clip
 from d4c.recipes import Synthesize
 from d4c.recipes.methods import METHODS, with_method
-from d4c.synthesize.loss import SynthesisLoss, round_of
+from d4c.synthesize.loss import SynthesisLoss, bytes_kept, round_of
 from d4c.synthesize.views import roll_and_mirror, sample_boxes
 
 # Patches of 4 pixels: four patches have too few similarities for a density.
@@ -66,6 +67,47 @@ def test_objectives_combine_with_their_weights(model: str, pixels: Tensor, reque
     inside = loss_of(clip, dataclasses.replace(plain, prompt_contrast=0.0, **{key: 1.0}))(pixels, slice(0, 8), 0)
     both = loss_of(clip, dataclasses.replace(plain, prompt_contrast=0.5, **{key: 0.3}))(pixels, slice(0, 8), 0)
     torch.testing.assert_close(both, 0.5 * contrast + 0.3 * inside)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "step"),
+    [
+        ("tiny_clip", {"coarse_to_fine": True}, 20),  # of 40: half of the patches
+        ("tiny_clip", {"coarse_to_fine": True}, 39),  # all of them
+        ("tiny_clip", {"patch_similarity": 1.0}, 0),
+        ("tiny_resnet", {"batchnorm_statistics": 1.0}, 0),
+    ],
+)
+def test_computing_activations_again_changes_no_gradient(
+    model: str,
+    settings: dict[str, Any],
+    step: int,
+    pixels: Tensor,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip, config = request.getfixturevalue(model), dataclasses.replace(SMALL, noise=0.1, **settings)
+    gradients = []
+    for most in (math.inf, 0):
+        monkeypatch.setattr("d4c.synthesize.loss.MOST_KEPT", most)
+        loss, x = loss_of(clip, config), pixels.clone().requires_grad_()
+        assert loss.recompute == (most == 0)
+        loss(x, slice(0, 8), step).backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+    assert bool(gradients[0].any())
+
+
+def test_what_a_picture_leaves_in_memory_is_counted(tiny_clip: Clip) -> None:
+    shape = tiny_clip.image.config
+    assert isinstance(shape, VisionTransformerConfig)
+    tokens, width = shape.num_tokens, shape.width
+    # Each block's gradients need at least both LayerNorms' inputs, q, k, v, and both sides of the MLP's activation.
+    least = 4 * shape.layers * tokens * (5 * width + 2 * shape.mlp_width)
+    weights = sum(4 * p.numel() for p in tiny_clip.image.parameters())
+    assert least <= bytes_kept(tiny_clip) <= 4 * least
+    assert bytes_kept(tiny_clip) < weights  # which are there anyway, and are not counted
 
 
 def test_statistics_are_of_foregrounds_not_of_backgrounds(tiny_resnet: Clip, pixels: Tensor) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from d4c.artifact.architecture import VisionTransformerConfig
 from d4c.errors import RecipeError
@@ -30,6 +31,7 @@ from d4c.synthesize.objectives import (
 from d4c.synthesize.views import background, enlarge_boxes, normal_like, perturb, roll_and_mirror
 
 COARSE_UNTIL, DROPPED_UNTIL, COARSE_SIDE, RESNET_STRIDE = 0.4, 0.8, 4, 32  # shares of the steps; patches; pixels
+MOST_KEPT = 6 * 10**9  # bytes of activations for gradients; above, blocks compute theirs again
 FINAL_NOISE = 0.2  # of the noise at the start
 MIN_TARGET, MAX_TARGET, TARGET_VALUES = 2500.0, 3000.0, 32 * 3 * 224 * 224  # PSAQ-ViT's, for its batch at its size
 
@@ -63,6 +65,8 @@ class SynthesisLoss:
         self.norms = _batchnorms(clip) if config.batchnorm_statistics else {}
         self.attentions = _attentions(clip) if config.patch_similarity else []
         self.coarse = _coarse_tower(clip) if config.coarse_to_fine else None
+        views = (1 + config.structural_contrast) * min(config.batch, config.images)
+        self.recompute = views * bytes_kept(clip) > MOST_KEPT
         with torch.no_grad():
             ids = torch.from_numpy(clip.tokenizer(list(prompts))).to(device)
             self.texts = torch.cat([clip.encode_text(part, normalize=True) for part in ids.split(256)])
@@ -101,20 +105,18 @@ class SynthesisLoss:
     def _encode(self, images: Tensor, step: int, draw: torch.Generator) -> Tensor:
         """Embeddings; coarse to fine, first of small pictures, then of half of the patches, last of everything."""
         tower, share = self.clip.image, step / max(1, self.config.steps)
-        if not self.config.coarse_to_fine or share >= DROPPED_UNTIL:
-            return self.clip.encode_image(images)
-        if share < COARSE_UNTIL and self.coarse is not None:
+        whole = not self.config.coarse_to_fine or share >= DROPPED_UNTIL
+        if not whole and share < COARSE_UNTIL and self.coarse is not None:
             small = F.interpolate(images, size=self.coarse.config.image_size, mode="bilinear", antialias=True)  # type: ignore[arg-type, union-attr]
             features: Tensor = self.coarse(small)
             return features
-        if not isinstance(tower, VisionTransformer):
-            return self.clip.encode_image(images)
         x = tower.embed(images)
-        prefix = int(tower.config.class_token)
-        kept = torch.randperm(x.shape[1] - prefix, generator=draw)[: (x.shape[1] - prefix) // 2].sort().values
-        x = torch.cat([x[:, :prefix], x[:, prefix + kept.to(x.device, non_blocking=True)]], dim=1)
+        if not whole and isinstance(tower, VisionTransformer):
+            prefix = int(tower.config.class_token)
+            kept = torch.randperm(x.shape[1] - prefix, generator=draw)[: (x.shape[1] - prefix) // 2].sort().values
+            x = torch.cat([x[:, :prefix], x[:, prefix + kept.to(x.device, non_blocking=True)]], dim=1)
         for _, block in tower.named_blocks():
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if self.recompute else block(x)
         return tower.head(x, images)
 
     def _contrast(self, features: Tensor, targets: Tensor) -> Tensor:
@@ -160,6 +162,24 @@ class SynthesisLoss:
 def round_of(config: Synthesize, step: int) -> int:
     """Which of the rounds a step belongs to."""
     return min(config.rounds - 1, step // math.ceil(config.steps / config.rounds))
+
+
+def bytes_kept(clip: Clip) -> int:
+    """What a pass of one picture through the image tower leaves in memory until its gradients are known."""
+    size = clip.preprocess.size
+    picture = torch.zeros(1, 3, size, size, device=clip.logit_scale.device, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        features = clip.encode_image(picture)
+    for weight in clip.image.state_dict().values():
+        kept.pop(weight.untyped_storage().data_ptr(), None)
+    del features  # which held all of it, so that no two tensors had one address
+    return sum(kept.values())
 
 
 def _coarse_tower(clip: Clip) -> nn.Module | None:
