@@ -25,9 +25,13 @@ def with_crops(images: ImageSet, crops: int, seed: int) -> ImageSet:
     if not crops:
         return images
     generator = torch.Generator().manual_seed(derive_seed(seed, "reconstruct", "crops"))
-    pixels = torch.cat([torch.stack([x, *(_crop(x, generator) for _ in range(crops))]) for x in images.pixels])
-    index, boxes = (x.repeat_interleave(1 + crops, dim=0) for x in (images.prompt_index, images.boxes))
-    boxes = torch.where((torch.arange(len(boxes)) % (1 + crops) == 0)[:, None], boxes, -1)  # they lie elsewhere now
+    pixels, index, boxes = (
+        x.repeat_interleave(1 + crops, dim=0) for x in (images.pixels, images.prompt_index, images.boxes)
+    )
+    for i in range(len(pixels)):
+        if i % (1 + crops):
+            pixels[i] = _crop(pixels[i], generator)  # in place: at full size the set is most of a stage's memory
+            boxes[i] = -1  # it lies elsewhere now
     return dataclasses.replace(images, pixels=pixels, prompt_index=index, boxes=boxes)
 
 

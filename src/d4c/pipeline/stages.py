@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import hashlib
 import json
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from d4c.artifact import Work
 from d4c.artifact.work import appearing_whole
+from d4c.memory import return_freed_memory
 from d4c.ranks import ALONE, Ranks
 
 Result = TypeVar("Result")
@@ -62,19 +62,11 @@ class Stages:
             if save is not None and self.ranks.first:
                 with appearing_whole(path) as temporary:
                     save(result, temporary)
-        _return_freed_memory()
+        return_freed_memory()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         seconds = round(time.monotonic() - start, 3)
         self.record[name] = {"seconds": seconds, "peak_memory_bytes": peak, "settings": self.key}
         return result
-
-
-def _return_freed_memory() -> None:
-    """Let the next stage have what glibc keeps of the memory that this one freed; no other system needs it."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def _recalled(path: Path, recall: Callable[[Path], Result] | None) -> Result | None:

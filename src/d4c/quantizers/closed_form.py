@@ -64,7 +64,7 @@ class Factor:
         while True:
             ridged = gram.clone()
             ridged.diagonal().add_(ridge * mean)
-            backwards = ridged[order][:, order].flip(0, 1)
+            backwards = ridged[order.flip(0)][:, order.flip(0)]
             for dtype in (gram.dtype, torch.float64):
                 lower, failed = torch.linalg.cholesky_ex(backwards.to(dtype))
                 if not bool(failed):
