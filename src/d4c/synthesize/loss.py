@@ -105,13 +105,13 @@ class SynthesisLoss:
     def _encode(self, images: Tensor, step: int, draw: torch.Generator) -> Tensor:
         """Embeddings; coarse to fine, first of small pictures, then of half of the patches, last of everything."""
         tower, share = self.clip.image, step / max(1, self.config.steps)
-        whole = not self.config.coarse_to_fine or share >= DROPPED_UNTIL
-        if not whole and share < COARSE_UNTIL and self.coarse is not None:
+        early = self.config.coarse_to_fine and share < DROPPED_UNTIL
+        if early and share < COARSE_UNTIL and self.coarse is not None:
             small = F.interpolate(images, size=self.coarse.config.image_size, mode="bilinear", antialias=True)  # type: ignore[arg-type, union-attr]
             features: Tensor = self.coarse(small)
             return features
         x = tower.embed(images)
-        if not whole and isinstance(tower, VisionTransformer):
+        if early and isinstance(tower, VisionTransformer):
             prefix = int(tower.config.class_token)
             kept = torch.randperm(x.shape[1] - prefix, generator=draw)[: (x.shape[1] - prefix) // 2].sort().values
             x = torch.cat([x[:, :prefix], x[:, prefix + kept.to(x.device, non_blocking=True)]], dim=1)
