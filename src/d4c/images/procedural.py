@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,18 +49,22 @@ def dead_leaves(num: int, size: int, generator: torch.Generator, leaves: int = 4
     """
     position = (torch.arange(size) + 0.5) / size  # [row]
     root = COLOUR_ROOT / COLOUR_ROOT.norm(dim=0).max()
-    texture = 0.4 * one_over_f(num, size, generator)  # [image, 3, row, column]
-    x = texture
+    x = 0.4 * one_over_f(num, size, generator)  # [image, 3, row, column]
+    texture = x.repeat(1, 1, 2, 2).numpy()  # a window of it is the texture moved around the edges
+    pictures = x.numpy()  # the same memory
     for _ in range(leaves):
         u = torch.rand(num, 3, generator=generator)  # radius, row, column of each image's leaf
         radius = (MIN_LEAF**-2 + u[:, 0] * (MAX_LEAF**-2 - MIN_LEAF**-2)) ** -0.5  # density ~ r^-3
-        rows = (position[None, :, None] - u[:, 1, None, None]).square()  # [image, row, 1]
-        columns = (position[None, None, :] - u[:, 2, None, None]).square()  # [image, 1, column]
-        inside = (rows + columns <= radius[:, None, None].square())[:, None]  # [image, 1, row, column]
-        colour = torch.randn(num, 3, generator=generator) @ root.T  # [image, 3]
+        colour = (1.2 * (torch.randn(num, 3, generator=generator) @ root.T)).numpy()[:, :, None, None]
         down, right = torch.randint(size, (2,), generator=generator).tolist()
-        leaf = 1.2 * colour[:, :, None, None] + texture.roll((down, right), dims=(2, 3))
-        x = torch.where(inside, leaf, x)
+        distance = (position - u[:, 1:, None]).square().numpy()  # squared, [image, row or column, pixel]
+        reach = radius.square().tolist()
+        first = ((u[:, 1:] - radius[:, None]) * size - 1).clamp(min=0).int().tolist()  # a pixel more than need be
+        stop = ((u[:, 1:] + radius[:, None]) * size + 2).clamp(max=size).int().tolist()
+        for i, ((top, left), (bottom, end)) in enumerate(zip(first, stop, strict=True)):  # most leaves are small
+            inside = distance[i, 0, top:bottom, None] + distance[i, 1, left:end] <= reach[i]
+            behind = texture[i, :, size + top - down : size + bottom - down, size + left - right : size + end - right]
+            np.copyto(pictures[i, :, top:bottom, left:end], colour[i] + behind, where=inside)
     return x
 
 
