@@ -17,6 +17,7 @@ from d4c.reconstruct.learn import (
     error_over_dim1,
     learn,
     lsq_scale,
+    random_mask,
     unit_error,
 )
 from d4c.reconstruct.learned import Learned
@@ -162,6 +163,17 @@ def test_dropping_passes_the_stated_share_unquantized() -> None:
     snapped = UniformQuantizer(affine)(x)
     assert bool(((y == x) | (y == snapped)).all())
     assert (y == snapped).float().mean().item() == pytest.approx(0.7, abs=0.02)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 1 - 1e-6])
+def test_random_masks_are_true_as_often_as_asked_wherever_a_value_lies_in_a_draw(share: float) -> None:
+    mask = random_mask((401, 999), share, torch.Generator().manual_seed(0))  # not a multiple of four
+    assert mask.shape == (401, 999)
+    flat = mask.flatten()[: 4 * 100_000].float().reshape(-1, 4)  # [draw, value]
+    spread = (share * (1 - share) / 100_000) ** 0.5
+    torch.testing.assert_close(flat.mean(dim=0), torch.full((4,), share), rtol=0, atol=4 * spread + 2**-15)
+    together = (flat[:, :1] * flat[:, 1:]).mean(dim=0)  # both true, as often as of two that know nothing of each other
+    torch.testing.assert_close(together, torch.full((3,), share**2), rtol=0, atol=4 * spread + 2**-14)
 
 
 def test_inputs_are_mixed_from_both_streams() -> None:

