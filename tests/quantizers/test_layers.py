@@ -105,6 +105,7 @@ def test_a_weight_on_its_grid_is_a_fixed_point(num_bits: int, symmetric: bool, g
     first = GridWeight(weight, grid_of(weight, num_bits, symmetric))
     again = GridWeight(first.values, first.affine)
     assert torch.equal(again.values, first.values)
+    assert again.values.data_ptr() == first.values.data_ptr()  # the same memory, of which a loaded model has one copy
     chosen = torch.randint(first.grid.qmin, first.grid.qmax + 1, (6, 50), generator=generator).float()
     first.set_codes(chosen)
     assert torch.equal(first.codes(), chosen)

@@ -46,7 +46,7 @@ class GridWeight(nn.Module):
     """A weight whose every value lies on its grid, so that it can be frozen to codes without loss.
 
     Args:
-        weight: float, any shape; rounded to nearest unless it lies on the grid already.
+        weight: float, any shape; rounded to nearest unless it lies on the grid already, and shared then.
         affine: scale broadcastable to `weight`.
     """
 
@@ -59,8 +59,10 @@ class GridWeight(nn.Module):
         self.grid = affine.grid
         self.register_buffer("scale", affine.scale.clone())
         self.register_buffer("zero_point", affine.zero_point.clone())
-        codes = quantize(weight.detach().float(), affine.scale, affine.zero_point, affine.grid)
-        self.register_buffer("values", dequantize(codes, self.scale, self.zero_point))
+        given = weight.detach().float()
+        codes = quantize(given, affine.scale, affine.zero_point, affine.grid)
+        values = dequantize(codes, self.scale, self.zero_point)
+        self.register_buffer("values", given if torch.equal(values, given) else values)
 
     @property
     def affine(self) -> AffineGrid:
