@@ -25,6 +25,7 @@ from d4c.artifact import FORMAT_VERSION, Artifact, Work, read_artifact, read_man
 from d4c.artifact.work import Report
 from d4c.errors import ArtifactError, UsageError
 from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder, with_crops
+from d4c.memory import return_freed_memory
 from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
 from d4c.pipeline.basis import calibration_tokens, default_bank, fold, held_out_tokens, split_bank
 from d4c.pipeline.budget import bits_within, check_budget
@@ -227,6 +228,7 @@ def run(job: Job, report: Report | None = None, ranks: Ranks = ALONE) -> dict[st
     stages.ranks = ALONE  # the others are done
     arrays, config = package.freeze(quantized, recipe)
     del quantized  # as large as the model itself
+    return_freed_memory()
     num_parameters = sum(t.numel() for t in clip.state_dict().values() if t.is_floating_point())
     manifest = _manifest(job) | {"parameters": num_parameters}
     artifact = Artifact(job.out, arrays, config, dump_recipe(recipe), manifest, clip.preprocess, clip.tokenizer)
