@@ -21,12 +21,23 @@ from export.conftest import Case, centred, run_graph
 CLOSE = 2e-3  # a code or two on the edge; a lost bias or a wrong scale is ten times more
 
 
+def error(found: np.ndarray, case: Case, kind: str) -> float:
+    """Against the simulation in float32 or in whole numbers, whichever is nearer.
+
+    These two part by a code where a sum lies on the edge, at a place that depends on the processor: of eight images one
+    is enough for 7e-3.
+    """
+    inputs = case.pixels if kind == "image" else case.ids
+    simulations = (getattr(model, f"encode_{kind}")(inputs).numpy() for model in (case.simulation, case.integers))
+    return min(centred(found, simulation) for simulation in simulations)
+
+
 @pytest.mark.parametrize("storage", ["int8", "int4"])
 def test_integer_towers_compute_what_the_simulation_does(case: Case, storage: str) -> None:
     (images,) = run_graph(image_graph(case.source, storage=storage), case.pixels.numpy()).values()
-    assert centred(images, case.simulation.encode_image(case.pixels).numpy()) < CLOSE
+    assert error(images, case, "image") < CLOSE
     (texts,) = run_graph(text_graph(case.source, storage=storage), case.ids.numpy()).values()
-    assert centred(texts, case.simulation.encode_text(case.ids).numpy()) < CLOSE
+    assert error(texts, case, "text") < CLOSE
 
 
 def test_resnets_are_whole_numbers_to_the_pool(resnet_case: Case) -> None:
@@ -38,12 +49,12 @@ def test_resnets_are_whole_numbers_to_the_pool(resnet_case: Case) -> None:
 def test_siglip_pools_by_attention_and_takes_whole_texts(siglip_case: Case) -> None:
     case = siglip_case
     (images,) = run_graph(image_graph(case.source, storage="int4"), case.pixels.numpy()).values()
-    assert centred(images, case.simulation.encode_image(case.pixels).numpy()) < CLOSE
+    assert error(images, case, "image") < CLOSE
     model = text_graph(case.source, storage="int4")
     assert text_length_is_fixed(case.source)
     assert model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == 77
     (texts,) = run_graph(model, case.ids.numpy()).values()
-    assert centred(texts, case.simulation.encode_text(case.ids).numpy()) < CLOSE
+    assert error(texts, case, "text") < CLOSE
 
 
 @pytest.mark.parametrize("kind", ["tiny_clip", "tiny_resnet", "tiny_siglip"])
