@@ -59,6 +59,13 @@ def test_large_layers_are_counted_coarsely_and_never_exceed() -> None:
     assert choose_bits(costs, sizes, 3 * 10**9 + 20_000) == {"a": 8, "b": 4}
 
 
+def test_a_budget_met_to_the_byte_is_spent() -> None:
+    sizes = {name: {4: 2**21 + 2**14, 8: 2**21 + 2**15} for name in "ab"} | {"c": {4: 0, 8: 2**22}}
+    costs = {name: {4: 1.0, 8: 0.0} for name in sizes}
+    chosen = choose_bits(costs, sizes, sum(sizes[name][8] for name in "ab"))
+    assert chosen == {"a": 8, "b": 8, "c": 4}
+
+
 def test_too_small_a_budget_says_what_is_needed() -> None:
     costs, sizes = problem(0)
     least = sum(s[4] for s in sizes.values())

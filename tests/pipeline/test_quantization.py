@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 import d4c
@@ -302,7 +301,7 @@ def test_a_size_budget_is_never_exceeded_and_spent(
         weights = json.loads((out / "config.json").read_text())["quantization_config"]["weights"].values()
         low.append(sum(weight["bits"] == 4 for weight in weights))
     assert sizes == sorted(sizes)
-    assert least - sizes[0] < 10 * len(load_file(tmp_path / "0" / "model.safetensors"))
+    assert (sizes[0], sizes[-1]) == (least, most)
     assert low == sorted(low, reverse=True)
     assert low[0] > 0 == low[-1]
 

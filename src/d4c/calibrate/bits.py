@@ -5,6 +5,7 @@ Sources: HAWQ-V2 (arXiv:1911.03852) for the sum of single layers' costs; here a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,7 +26,7 @@ from d4c.recipes import Calibrate
 
 CHOICES = (4, 8)  # 6-bit codes take a byte like those of 8 bits, and lose more
 NOT_CHOSEN = ("image.patch_embedding", "image.stem.conv1", "text.token_embedding")  # what reads pixels, and the table
-BUCKETS = 2**20  # resolution of sizes, as a share of what all layers would take at the most bits
+BUCKETS = 2**20  # steps in which sizes are counted, at most
 
 
 def choosable(scheme: Scheme) -> list[str]:
@@ -84,8 +85,8 @@ def choose_bits(
 ) -> dict[str, int]:
     """The bits of each layer with the least sum of costs among those that fit the budget: a knapsack, solved exactly.
 
-    Sizes are counted in steps of a 2^20th of the largest total and rounded up, so that the budget is never exceeded and
-    more of it never makes the sum of costs worse.
+    Sizes are counted in what divides them all, if that makes at most 2^20 steps, else in a multiple of it, rounded up:
+    the budget is never exceeded, and more of it never makes the sum of costs worse.
 
     Args:
         costs, sizes: by layer and bits; sizes and budget in bytes.
@@ -97,7 +98,9 @@ def choose_bits(
     least = {layer: min(sizes[layer].values()) for layer in layers}
     if sum(least.values()) > budget:
         raise ValueError(f"{budget} bytes are too few: {sum(least.values())} are needed")
-    step = max(1, sum(max(sizes[layer].values()) for layer in layers) // BUCKETS)
+    unit = max(1, math.gcd(*(size - least[layer] for layer in layers for size in sizes[layer].values())))
+    most = sum(max(sizes[layer].values()) - least[layer] for layer in layers)
+    step = unit * max(1, -(-most // (unit * BUCKETS)))
     extra = {
         layer: {bits: -(-(size - least[layer]) // step) for bits, size in sizes[layer].items()} for layer in layers
     }
