@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from safetensors.numpy import save
 from torch import Tensor
 
 from d4c import calibrate
 from d4c.artifact import Artifact
+from d4c.artifact.folder import WEIGHTS_METADATA
 from d4c.errors import CalibrationError
 from d4c.images import ImageSet
 from d4c.models import Clip, QuantizedClip, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
-from d4c.package import freeze, thaw
+from d4c.package import freeze, stored_bytes, thaw
 from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import Calibrate, Recipe, Rule, load_recipe
 
@@ -61,6 +64,19 @@ def frozen(request: pytest.FixtureRequest, pixels: Tensor, tokens: Tensor) -> Ca
 
 
 Frozen = Callable[[str, str], Artifact]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "recipe", [*map(load_recipe, (*INTEGERS, "w8", "w4")), replace(load_recipe("w8"), weight_symmetric=False)]
+)
+def test_the_size_is_foreseen_to_the_byte(
+    kind: str, recipe: Recipe, request: pytest.FixtureRequest, pixels: Tensor, tokens: Tensor
+) -> None:
+    quantized = wrapped(request.getfixturevalue(kind), recipe, pixels, tokens)
+    arrays, _ = freeze(quantized, recipe)
+    foreseen = stored_bytes(fold_batchnorm(request.getfixturevalue(kind)), quantized.scheme)
+    assert foreseen == len(save(arrays, WEIGHTS_METADATA))
 
 
 # The reference: int64 throughout, from the arrays and config.json alone.

@@ -36,6 +36,7 @@ from d4c.errors import ArtifactError
 from d4c.inputs import Preprocess, Tokenizer
 
 FORMAT_VERSION = 1
+WEIGHTS_METADATA = {"d4c.format_version": str(FORMAT_VERSION)}  # in the header of model.safetensors
 WEIGHTS, CONFIG, RECIPE, MANIFEST = "model.safetensors", "config.json", "recipe.toml", "manifest.json"
 # What makes two artifacts the same; the rest tells how they were made and what they cost.
 CONTENT_FILES = (
@@ -109,7 +110,7 @@ def write_artifact(artifact: Artifact, staging: Path, manifest: Mapping[str, Any
     """
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    (staging / WEIGHTS).write_bytes(save(dict(artifact.arrays), {"d4c.format_version": str(FORMAT_VERSION)}))
+    (staging / WEIGHTS).write_bytes(save(dict(artifact.arrays), WEIGHTS_METADATA))
     (staging / CONFIG).write_text(json.dumps(artifact.config, indent=1) + "\n", encoding="utf-8")
     (staging / RECIPE).write_text(artifact.recipe, encoding="utf-8")
     artifact.preprocess.save(staging)

@@ -29,8 +29,9 @@ def check_budget(clip: Clip, recipe: Recipe, budget: int) -> None:
     folded = fold(clip, recipe)
     least = package.stored_bytes(folded, uniform_schemes(folded, recipe)[min(calibrate.CHOICES)])
     if least > budget:
-        have, need = budget / 1e6, least / 1e6
-        raise UsageError(f"a size budget of {have:.1f} MB is too small: with 4 bits everywhere it takes {need:.1f} MB")
+        raise UsageError(
+            f"a size budget of {budget:,} bytes is too small: with 4 bits everywhere it takes {least:,} bytes"
+        )
 
 
 def bits_within(

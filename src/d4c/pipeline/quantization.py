@@ -10,7 +10,7 @@ import io
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,13 +232,7 @@ def run(job: Job, report: Report | None = None, ranks: Ranks = ALONE) -> dict[st
     num_parameters = sum(t.numel() for t in clip.state_dict().values() if t.is_floating_point())
     manifest = _manifest(job) | {"parameters": num_parameters}
     artifact = Artifact(job.out, arrays, config, dump_recipe(recipe), manifest, clip.preprocess, clip.tokenizer)
-    evaluation = stages.run("evaluate", [], lambda _: evaluate.evaluate_without_data(
-        TorchEncoder(clip),
-        TorchEncoder(package.thaw(artifact).to(clip.logit_scale.device)),
-        {name: s.pixels.numpy() for name, s in held.items()},
-        clip.tokenizer((*job.bank.prompts, *job.held_bank.prompts)),
-        held_ids.numpy(),
-    ))  # fmt: skip
+    evaluation = stages.run("evaluate", [], lambda _: _evaluation(job, artifact, held, held_ids))
     size = {"before_bytes": 4 * num_parameters, "after_bytes": _nbytes(arrays)}
     summary = {
         "model": clip.source,
@@ -255,6 +249,17 @@ def run(job: Job, report: Report | None = None, ranks: Ranks = ALONE) -> dict[st
     }
     _write(job, artifact, summary, images)
     return summary
+
+
+def _evaluation(job: Job, artifact: Artifact, held: Mapping[str, ImageSet], held_ids: Tensor) -> dict[str, Any]:
+    """What the artifact, as it will be loaded, loses on images and texts that nothing was calibrated on."""
+    return evaluate.evaluate_without_data(
+        TorchEncoder(job.clip),
+        TorchEncoder(package.thaw(artifact).to(job.clip.logit_scale.device)),
+        {name: s.pixels.numpy() for name, s in held.items()},
+        job.clip.tokenizer((*job.bank.prompts, *job.held_bank.prompts)),
+        held_ids.numpy(),
+    )
 
 
 def _finished(job: Job) -> dict[str, Any] | None:
