@@ -49,6 +49,11 @@ def test_the_runtime_loads_no_more_than_it_needs() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_the_command_line_waits_for_no_numpy() -> None:
+    program = "import sys, d4c.cli.main; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_help_is_instant() -> None:
     seconds = []
     for _ in range(3):

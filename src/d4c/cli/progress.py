@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from d4c.artifact.work import Report
+if TYPE_CHECKING:
+    from d4c.artifact.work import Report  # loads NumPy, which `d4c --help` should not wait for
 
 
 @contextmanager
