@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from d4c.quantizers.functional import dequantize, fake_quantize, fake_quantize_per_token, quantize
 from d4c.quantizers.grids import IntegerGrid
@@ -62,6 +63,29 @@ def test_gradients_are_straight_through_and_lsq() -> None:
     y.sum().backward()
     torch.testing.assert_close(x.grad, torch.tensor([0.0, 1.0, 1.0, 0.0]))
     torch.testing.assert_close(scale.grad, torch.tensor([-1.0, -0.3, 0.0, 2.0]))
+
+
+@pytest.mark.parametrize("shape", [(), (1, 6, 1)])
+def test_values_and_gradients_are_those_of_the_composed_operations(shape: tuple[int, ...]) -> None:
+    generator, grid = torch.Generator().manual_seed(0), IntegerGrid(4, symmetric=False)
+    x = torch.randn(5, 6, 7, generator=generator)
+    x[0, 0, :2] = torch.tensor([1e30, -1e30])
+    scale, zero_point = torch.rand(shape, generator=generator) + 0.1, torch.full(shape, 6.0)
+    weights = torch.randn(x.shape, generator=generator)
+
+    def composed(x: Tensor, s: Tensor) -> Tensor:
+        rounded = x / s + ((x / s).round() - x / s).detach()
+        return ((rounded + zero_point).clamp(grid.qmin, grid.qmax) - zero_point) * s
+
+    results = []
+    for snap in (lambda x, s: fake_quantize(x, s, zero_point, grid), composed):
+        values, steps = x.clone().requires_grad_(), scale.clone().requires_grad_()
+        y = snap(values, steps)
+        (y * weights).sum().backward()
+        results.append((y.detach(), values.grad, steps.grad))
+    assert torch.equal(results[0][0], fake_quantize(x, scale, zero_point, grid))  # without gradients the same values
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
