@@ -166,7 +166,7 @@ def test_a_large_bias_widens_its_own_weight_scale(tiny_clip: Clip) -> None:
 
 
 def test_dead_channels_zero_weights_and_one_token_are_survived(tiny_resnet: Clip) -> None:
-    clip = fold_batchnorm(tiny_resnet)
+    clip = copy.deepcopy(fold_batchnorm(tiny_resnet))  # folding shares what it does not fold
     for layer in ("image.layer2.0.conv1", "text.blocks.0.attention.q"):
         clip.get_parameter(f"{layer}.weight").data[1] = 0
         clip.get_parameter(f"{layer}.bias").data[1] = 0
