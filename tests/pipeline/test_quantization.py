@@ -25,7 +25,7 @@ LEARNING = ("reconstruct.method=adaround", "reconstruct.iterations=4", "reconstr
 
 
 def quantize(folder: Path, out: Path, recipe: str = "w4a8", *more: str, **arguments: object) -> d4c.QuantizedClip:
-    overrides = (*SMALL, *LEARNING, *more) if recipe.startswith("paper") else (*SMALL, *more)
+    overrides = (*SMALL, *(LEARNING if recipe.startswith("paper") else ()), *more)
     return d4c.quantize(f"local-dir:{folder}", recipe=recipe, out=out, device="cpu", overrides=overrides, **arguments)  # type: ignore[arg-type]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from d4c.quantizers.grids import IntegerGrid
 
@@ -37,23 +36,28 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGri
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """`fake_quantize` with its gradients written out: half the passes over `x` of composing it from operations."""
+    """`fake_quantize` with its gradients written out: half the passes over `x` of composing it from operations.
+
+    Only what a gradient needs is kept: where `x` is inside the grid for its own, d x'/d scale for that of the scale.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor:
         scaled = x / scale
         codes = scaled.round().add_(zero_point)
         clamped = codes.clamp(grid.qmin, grid.qmax)
         inside = codes == clamped
         steps = clamped.sub_(zero_point)
-        ctx.save_for_backward(inside, torch.where(inside, steps - scaled, steps), scale)
+        of_x, of_scale = ctx.needs_input_grad[:2]
+        slope = torch.where(inside, steps - scaled, steps) if of_scale else None
+        ctx.save_for_backward(inside if of_x else None, slope, scale)
         return steps * scale
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         inside, slope, scale = ctx.saved_tensors
-        of_x = gradient * inside if ctx.needs_input_grad[0] else None
-        of_scale = (gradient * slope).sum_to_size(scale.shape) if ctx.needs_input_grad[1] else None
+        of_x = None if inside is None else gradient * inside
+        of_scale = None if slope is None else (gradient * slope).sum_to_size(scale.shape)
         return of_x, of_scale, None, None
 
 
