@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -48,22 +49,45 @@ def bits_within(
         costs = calibrate.sensitivities(
             folded, schemes, images, ids, recipe.calibrate, work=work, ranks=stages.ranks
         )  # fmt: skip
-        counts = {layer: folded.get_parameter(f"{layer}.weight").numel() for layer in costs}
-        sizes = {n: {b: s.weights[n].code_bytes(counts[n]) for b, s in schemes.items()} for n in counts}
-        fewest = min(schemes)
-        rest = package.stored_bytes(folded, schemes[fewest]) - sum(size[fewest] for size in sizes.values())
-        return calibrate.choose_bits(costs, sizes, budget - rest)
+        return cheapest_within(budget, folded, recipe, costs)
 
     return stages.run("bits", [dump_recipe(recipe), budget], choose, save=_save, recall=_recall)
 
 
+def cheapest_within(
+    budget: int, folded: Clip, recipe: Recipe, costs: Mapping[str, Mapping[int, float]]
+) -> dict[str, int]:
+    """The bits of each layer that cost least together in a file of at most `budget` bytes, which 4 bits fit.
+
+    How long the file's header is hangs on all layers' bits together, by some hundred bytes: the choice is made for the
+    shorter header of the uniform ones, and again with less room while its own file would be too large.
+
+    Args:
+        costs: by layer and bits.
+    """
+    schemes = uniform_schemes(folded, recipe)
+    counts = {layer: folded.get_parameter(f"{layer}.weight").numel() for layer in costs}
+    sizes = {n: {b: s.weights[n].code_bytes(counts[n]) for b, s in schemes.items()} for n in counts}
+    codes = {bits: sum(size[bits] for size in sizes.values()) for bits in schemes}
+    fewest = min(schemes)
+    room = budget - min(package.stored_bytes(folded, scheme) - codes[bits] for bits, scheme in schemes.items())
+    while room > codes[fewest]:
+        chosen = calibrate.choose_bits(costs, sizes, room)
+        over = package.stored_bytes(folded, _with_bits(folded, recipe, chosen)) - budget
+        if over <= 0:
+            return chosen
+        room = sum(sizes[layer][bits] for layer, bits in chosen.items()) - over
+    return dict.fromkeys(costs, fewest)
+
+
 def uniform_schemes(clip: Clip, recipe: Recipe) -> dict[int, Scheme]:
     """By number of bits, what the model is if all layers that may be chosen for have so many."""
-    sites = sites_of(clip)
-    layers = calibrate.choosable(resolve_scheme(recipe, sites))
-    return {
-        bits: resolve_scheme(recipe.with_weight_bits(dict.fromkeys(layers, bits)), sites) for bits in calibrate.CHOICES
-    }
+    layers = calibrate.choosable(resolve_scheme(recipe, sites_of(clip)))
+    return {bits: _with_bits(clip, recipe, dict.fromkeys(layers, bits)) for bits in calibrate.CHOICES}
+
+
+def _with_bits(clip: Clip, recipe: Recipe, bits: Mapping[str, int]) -> Scheme:
+    return resolve_scheme(recipe.with_weight_bits(bits), sites_of(clip))
 
 
 def _save(bits: dict[str, int], path: Path) -> None:
