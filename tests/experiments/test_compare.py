@@ -96,6 +96,20 @@ def test_cells_share_what_they_can_and_are_done_once(grid: Grid, place: Place, m
     assert not calls
 
 
+def test_every_kind_of_work_is_announced_before_its_first_piece_is_done(
+    grid: Grid, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+    monkeypatch.setattr(compare, "do", lambda task: events.append(task.kind) or {})
+    one = dataclasses.replace(grid, cells=tuple(c for c in grid.cells if c.method == "d4c-3")[:1])
+    compare.run(one, place, Inline(), threads=1, report=lambda *progress: events.append(progress))
+    assert events == [
+        ("image sets", 0, 1), "images", ("image sets", 1, 1),
+        ("text towers", 0, 1), "text", ("text towers", 1, 1),
+        ("cells", 0, 1), "cell", ("cells", 1, 1),
+    ]  # fmt: skip
+
+
 def test_cells_with_one_text_tower_embed_the_classes_once(
     grid: Grid, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def _sharing_images(grid: Grid, cells: Iterable[Cell]) -> Iterable[Cell]:
 def _all(kind: Kind, tasks: list[Task], executor: Executor, report: Report) -> list[dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {}
     failures = []
+    report(LABELS[kind], 0, len(tasks))  # the first may take half an hour
     futures = {executor.submit(do, task): i for i, task in enumerate(tasks)}
     for future in as_completed(futures):
         error = future.exception()
