@@ -29,7 +29,7 @@ contracts: $(READY)
 	$(BIN)/lint-imports
 
 test: lint types contracts ## what .ci/run calls
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m 'not slow and not gpu and not network'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not slow and not gpu and not network'
 
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not network'

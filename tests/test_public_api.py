@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 import time
@@ -54,10 +55,14 @@ def test_the_command_line_waits_for_no_numpy() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_help_is_instant() -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "d4c", "--help"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5, seconds
+def test_help_takes_no_longer_than_the_library_that_prints_it() -> None:
+    """Beside other work a clock says little, so against a program of two commands that do nothing (0.25 s each)."""
+    bare = "import typer; app = typer.Typer(); app.command('a')(id); app.command('b')(id); app(['--help'])"
+    programs = {"d4c": ["-m", "d4c", "--help"], "bare": ["-c", bare]}
+    seconds = {name: math.inf for name in programs}
+    for _ in range(4):
+        for name, arguments in programs.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    assert seconds["d4c"] < 2 * seconds["bare"], seconds
