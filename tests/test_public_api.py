@@ -55,7 +55,7 @@ def test_the_command_line_waits_for_no_numpy() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_help_takes_no_longer_than_the_library_that_prints_it() -> None:
+def test_help_takes_about_as_long_as_the_library_that_prints_it() -> None:
     """Beside other work a clock says little, so against a program of two commands that do nothing (0.25 s each)."""
     bare = "import typer; app = typer.Typer(); app.command('a')(id); app.command('b')(id); app(['--help'])"
     programs = {"d4c": ["-m", "d4c", "--help"], "bare": ["-c", bare]}
