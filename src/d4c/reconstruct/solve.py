@@ -20,7 +20,7 @@ from d4c.reconstruct.units import SharedInput, Unit
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 STEPS = (0.0, 0.5, 1.0)
-BLOCK_ROWS = 512  # of a weight, solved together on a processor; a GPU takes all at once
+BLOCK_ROWS = 1024  # of a weight, solved together on a processor; a GPU takes all at once
 ROWS_TRIED = 64  # of each layer, for the choice among them
 TOKENS_PER_COLUMN = 16
 BIAS_BITS = 30  # as in calibration: |bias code| < 2^30
