@@ -8,7 +8,7 @@ from torch import Tensor
 from d4c.quantizers.moments import Moments, merge_all
 from d4c.ranks import Ranks
 from d4c.reconstruct import solve
-from d4c.reconstruct.solve import Split
+from d4c.reconstruct.solve import Split, strongest
 
 
 @pytest.mark.parametrize(("fitted", "num", "sizes", "parts"), [
@@ -69,3 +69,12 @@ def test_every_process_runs_the_batches_whose_sums_it_adds_up() -> None:
     for size in (1, 2, 3, 5):
         shares = [split.mine(Ranks(rank, size)) for rank in range(size)]
         assert sorted(number for share in shares for number in share) == list(range(8))
+
+
+def test_the_strongest_ridge_of_those_that_are_as_good_is_taken_with_its_best_step() -> None:
+    near = solve.AS_GOOD - 0.01
+    beyond = solve.AS_GOOD + 0.01
+    trials = [(1.0, 0.01, 0.0), (near, 0.1, 0.0), (near - 0.02, 0.1, 0.5), (beyond, 0.1, 1.0), (beyond, 0.3, 0.5)]
+    assert strongest(trials) == (0.1, 0.5)
+    assert strongest([(0.0, 0.01, 0.0), (0.0, 1.0, 0.5), (1e-9, 1.0, 1.0)]) == (1.0, 0.5)  # nothing to lose
+    assert strongest([(1.0, 0.01, 0.5), (beyond, 1.0, 0.5)]) == (0.01, 0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from d4c.reconstruct.units import SharedInput, Unit
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 STEPS = (0.0, 0.5, 1.0)
+AS_GOOD = 1.06  # times the least error
 BLOCK_ROWS = 1024  # of a weight, solved together on a processor; a GPU takes all at once
 ROWS_TRIED = 64  # of each layer, for the choice among them
 TOKENS_PER_COLUMN = 16
@@ -170,7 +171,7 @@ Layers = Mapping[str, tuple[slice, WeightForm, AffineGrid]]
 def choose(
     layers: Layers, weight: Tensor, fitted: Moments, judge: Moments, ranks: Ranks = ALONE
 ) -> tuple[float, float]:
-    """Ridge and step with the least error on `judge`, tried on some rows of each layer."""
+    """Ridge and step, tried on some rows of each layer and judged on `judge`."""
     alike: dict[WeightForm, list[Tensor]] = {}  # rows of layers whose codes may be the same are tried together
     for rows, form, _ in layers.values():
         some = torch.arange(rows.start, rows.stop, device=weight.device)[:: _stride(rows)]
@@ -189,7 +190,21 @@ def choose(
     by_ridge = ranks.collect_values(mine, len(RIDGES))
     choices = [(error, ridge, step) for ridge, errors in zip(RIDGES, by_ridge, strict=True)
                for step, error in zip(STEPS, errors, strict=True)]  # fmt: skip
-    _, ridge, step = min(choices, key=lambda choice: choice[0])
+    return strongest(choices)
+
+
+def strongest(choices: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """The strongest ridge that is as good as any, and its best step.
+
+    Held-out samples are of the same kind as fitted ones, so they flatter a weak ridge, which fits what is peculiar to
+    that kind; for the same reason the lasso's is chosen within one standard error of the best.
+
+    Args:
+        choices: error, ridge and step of each trial.
+    """
+    least = min(error for error, _, _ in choices)
+    good = [choice for choice in choices if choice[0] <= AS_GOOD * least]
+    _, ridge, step = max(good, key=lambda choice: (choice[1], -choice[0]))
     return ridge, step
 
 
