@@ -40,10 +40,11 @@ def forward(clip: Clip, tower: TowerName, inputs: Tensor) -> Tensor:
     return clip.encode_image(inputs) if tower == "image" else clip.encode_text(inputs)
 
 
-def test_parts_one_after_the_other_are_the_tower_exactly(case: Case) -> None:
+@pytest.mark.parametrize("halves", [False, True])
+def test_parts_one_after_the_other_are_the_tower_exactly(case: Case, halves: bool) -> None:
     clip, tower, inputs = case
     x = inputs
-    for part in tower_parts(clip, tower):
+    for part in tower_parts(clip, tower, halves=halves):
         x = part.run(x, inputs)
     assert torch.equal(x, forward(clip, tower, inputs))
 
@@ -54,13 +55,22 @@ def test_parts_are_named_by_their_path(tiny_clip: Clip, tiny_resnet: Clip) -> No
         expected = [f"{tower}.{name}" for name in ("embed", *blocks, "head")]
         assert [part.name for part in tower_parts(tiny_clip, tower)] == expected
     stages = [f"image.layer{stage}.0" for stage in (1, 2, 3, 4)]
-    assert [part.name for part in tower_parts(tiny_resnet, "image")] == ["image.embed", *stages, "image.head"]
+    for halves in (False, True):
+        parts = tower_parts(tiny_resnet, "image", halves=halves)
+        assert [part.name for part in parts] == ["image.embed", *stages, "image.head"]
 
 
-def test_every_site_belongs_to_the_one_part_that_passes_it(case: Case) -> None:
+def test_halves_of_a_block_are_its_attention_and_its_mlp(tiny_clip: Clip) -> None:
+    names = [part.name for part in tower_parts(tiny_clip, "text", halves=True)]
+    halves = [f"text.blocks.{i}.{half}" for i in (0, 1) for half in ("attention", "mlp")]
+    assert names == ["text.embed", *halves, "text.head"]
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_every_site_belongs_to_the_one_part_that_passes_it(case: Case, halves: bool) -> None:
     clip, tower, inputs = case
     names = [name for name in (*layer_sites(clip), *tensor_sites(clip)) if name.startswith(f"{tower}.")]
-    parts, x, left = tower_parts(clip, tower), inputs, set(names)
+    parts, x, left = tower_parts(clip, tower, halves=halves), inputs, set(names)
     for part in parts:
         with captured_inputs(clip, names) as seen:
             x = part.run(x, inputs)

@@ -142,9 +142,16 @@ class Block(nn.Module):
         self.mlp = Mlp(width, hidden, activation)
         self.scale2 = LayerScale(width) if layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.scale1(self.attention(self.norm1(x), mask))
+    def attend(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The first half."""
+        return x + self.scale1(self.attention(self.norm1(x), mask))
+
+    def transform(self, x: Tensor) -> Tensor:
+        """The second half."""
         return x + self.scale2(self.mlp(self.norm2(x)))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.transform(self.attend(x, mask))
 
 
 class ProbePool(AttentionProducts):

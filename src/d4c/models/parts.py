@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from d4c.models.attention import Block
 from d4c.models.clip import Clip
 from d4c.models.text import TextTransformer
 from d4c.models.vit import VisionTransformer
@@ -22,10 +23,10 @@ HEAD = ("pooled", "projection", "pool.")
 
 @dataclass(frozen=True)
 class Part:
-    """The embedding, one residual block, or the head of a tower.
+    """The embedding, one residual block or half of one, or the head of a tower.
 
     Args:
-        name: its path, as `image.blocks.3`; `image.embed` and `image.head` for the ends.
+        name: its path, as `image.blocks.3` or `image.blocks.3.mlp`; `image.embed` and `image.head` for the ends.
         prefixes: what the names of its sites begin with.
         run: (what the part before put out, the tower's own input) -> what this part puts out.
     """
@@ -39,18 +40,22 @@ class Part:
         return site.startswith(self.prefixes)
 
 
-def tower_parts(clip: Clip, tower: TowerName) -> list[Part]:
+def tower_parts(clip: Clip, tower: TowerName, *, halves: bool = False) -> list[Part]:
     """The parts of a tower in order; running them one after the other is the tower.
 
     Text is expected trimmed (`TextTransformer.trim`).
+
+    Args:
+        halves: whether a transformer's block is two parts, attention and MLP.
     """
     model = clip.image if tower == "image" else clip.text
     parts = [Part(f"{tower}.embed", tuple(f"{tower}.{p}" for p in EMBED), lambda _, inputs: model.embed(inputs))]
     for name, block in model.named_blocks():
-        run = (
-            partial(_run_text_block, model, block) if isinstance(model, TextTransformer) else partial(_run_block, block)
-        )
-        parts.append(Part(f"{tower}.{name}", (f"{tower}.{name}.",), run))
+        attends = partial(_run_masked, text=model) if isinstance(model, TextTransformer) else _run
+        runs = {name: partial(attends, block)}
+        if halves and isinstance(block, Block):
+            runs = {f"{name}.attention": partial(attends, block.attend), f"{name}.mlp": partial(_run, block.transform)}
+        parts += [Part(f"{tower}.{path}", (f"{tower}.{path}.",), run) for path, run in runs.items()]
     return [*parts, Part(f"{tower}.head", tuple(f"{tower}.{p}" for p in HEAD), model.head)]
 
 
@@ -163,11 +168,9 @@ def keep_live(x: Tensor, live: Tensor | None) -> Tensor:
     return (x.transpose(1, 2) if x.ndim == 4 else x)[live]
 
 
-def _run_block(block: nn.Module, x: Tensor, _: Tensor) -> Tensor:
-    out: Tensor = block(x)
-    return out
+def _run(block: Callable[..., Tensor], x: Tensor, _: Tensor) -> Tensor:
+    return block(x)
 
 
-def _run_text_block(text: TextTransformer, block: nn.Module, x: Tensor, ids: Tensor) -> Tensor:
-    out: Tensor = block(x, text.mask(ids.shape[1], ids.device))
-    return out
+def _run_masked(block: Callable[..., Tensor], x: Tensor, ids: Tensor, *, text: TextTransformer) -> Tensor:
+    return block(x, text.mask(ids.shape[1], ids.device))

@@ -154,7 +154,7 @@ class Place:
         nearest: the same unit rounded to nearest, if the model does not start like that; else the unit itself.
         part, float_part: the part of the quantized and of the float tower that the unit is in.
         plain, noisy: what goes into these parts, float and quantized, by number of the batch in `split`.
-        last: whether the part is the last block, of which only the pooled token counts in ViTs and texts.
+        last: whether the part is the last block or half of it, of which only the pooled token counts in ViTs and texts.
     """
 
     unit: Unit
@@ -204,16 +204,20 @@ def _places(
     clip: Clip, quantized: QuantizedClip, nearest_model: QuantizedClip | None, tower: TowerName, inputs: Inputs,
     kind: UnitKind, ranks: Ranks,
 ) -> Iterator[Place]:  # fmt: skip
-    """Every unit of a tower in order, streams advanced part by part through what the units before have become."""
+    """Every unit of a tower in order, streams advanced part by part through what the units before have become.
+
+    Halves of a block where units are not larger: less to run again in front of a unit.
+    """
     split = Split.of(len(inputs.fitted), len(inputs))
     plain = {number: inputs.rows(split.batches[number]) for number in split.mine(ranks)}
     noisy = dict(plain)
-    parts = tower_parts(quantized, tower)
-    for part, float_part in zip(parts, tower_parts(clip, tower), strict=True):
+    halves, last_block = kind != "block", tower_parts(quantized, tower)[-2].name
+    parts = tower_parts(quantized, tower, halves=halves)
+    for part, float_part in zip(parts, tower_parts(clip, tower, halves=halves), strict=True):
         units = units_of(part, quantized, clip, kind)
         untouched = units if nearest_model is None else units_of(part, nearest_model, clip, kind)
         for unit, nearest in zip(units, untouched, strict=True):
-            last = part is parts[-2]
+            last = part.name.startswith(last_block)
             yield Place(unit, nearest, part, float_part, quantized, clip, plain, noisy, inputs, split, tower, last)
         for number in plain:
             data = inputs.rows(split.batches[number])
