@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)
 
 demo: $(READY) ## a quantized CLIP, the images it was calibrated with, and what it cost
-	$(BIN)/d4c quantize tiny --recipe w4a8 --out demo/tiny-w4a8 --fresh
+	$(BIN)/d4c quantize tiny --recipe w4a8 --set synthesize.images=32 --out demo/tiny-w4a8 --fresh
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -150,11 +150,12 @@ class Neighbours:
         position = {column: i for i, column in enumerate(order)}
         return Neighbours(tuple(tuple(position[near] for near in self.columns[column]) for column in order))
 
-    def bounds(self, column: int, codes: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def bounds(self, column: int, codes: Sequence[Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Lowest and highest code that a column may take beside its neighbours, [out] each.
 
         Args:
-            codes: [in, out]; columns without a code yet hold 0; low, high: of the grid, -128 to 127 at most, [out].
+            codes: by column, [out] each; columns without a code yet hold 0.
+            low, high: of the grid, -128 to 127 at most, [out].
         """
         near = [codes[other] for other in self.columns[column]]
         if not near:
@@ -181,16 +182,17 @@ def round_with_feedback(
     centred = torch.zeros_like(wanted)  # q - z
     least, most = (bound - affine.zero_point[:, 0] for bound in (affine.grid.qmin, affine.grid.qmax))
     near = None if neighbours is None else neighbours.reordered(order)
+    wanted_at, centred_at, error_at = wanted.unbind(), centred.unbind(), errors.unbind()  # once, not column by column
     for start in range(0, len(order), block):
         stop = min(start + block, len(order))
         inside = unit_upper[start:stop, start:stop]
         carried = wanted[start:stop] + unit_upper[:start, start:stop].T @ errors[:start]
-        for i, j in enumerate(range(start, stop)):
-            low, high = (least, most) if near is None else near.bounds(j, centred, least, most)
-            torch.round(carried[i], out=centred[j]).clamp_(low, high)
-            torch.sub(wanted[j], centred[j], out=errors[j])
+        for i, (j, column) in enumerate(zip(range(start, stop), carried.unbind(), strict=True)):
+            low, high = (least, most) if near is None else near.bounds(j, centred_at, least, most)
+            torch.round(column, out=centred_at[j]).clamp_(low, high)
+            torch.sub(wanted_at[j], centred_at[j], out=error_at[j])
             if j + 1 < stop:
-                carried[i + 1 :].addr_(inside[i, i + 1 :], errors[j])
+                carried[i + 1 :].addr_(inside[i, i + 1 :], error_at[j])
     codes = torch.empty_like(wanted)
     codes[factor.order] = centred
     return (codes.T + affine.zero_point).contiguous()
@@ -211,18 +213,20 @@ def polish(
     least, most = (bound - affine.zero_point[:, 0] for bound in (affine.grid.qmin, affine.grid.qmax))
     curvature = ridged.diagonal().tolist()
     slope = ridged @ (centred - (target / affine.scale).T)  # half the gradient
+    centred_at = centred.unbind()
     for _ in range(sweeps):
         before = centred.clone()
         for start in range(0, num_columns, BLOCK):
             stop = min(start + BLOCK, num_columns)
             local = slope[start:stop]
             moves = torch.empty_like(local)
-            for i, j in enumerate(range(start, stop)):
-                low, high = (least, most) if neighbours is None else neighbours.bounds(j, centred, least, most)
-                code = (centred[j] - (local[i] / curvature[j]).round_()).clamp_(low, high)
-                torch.sub(code, centred[j], out=moves[i])
-                centred[j] = code
-                local.addr_(ridged[j, start:stop], moves[i])
+            rows = zip(local.unbind(), moves.unbind(), ridged[start:stop, start:stop].unbind(), strict=True)
+            for j, (down, move, curved) in enumerate(rows, start):
+                low, high = (least, most) if neighbours is None else neighbours.bounds(j, centred_at, least, most)
+                torch.div(down, -curvature[j], out=move).round_()  # where it would go, then how far it goes
+                move.add_(centred_at[j]).clamp_(low, high).sub_(centred_at[j])
+                centred_at[j].add_(move)
+                local.addr_(curved, move)
             slope[:start].addmm_(ridged[:start, start:stop], moves)
             slope[stop:].addmm_(ridged[stop:, start:stop], moves)
         if float((centred != before).sum()) < SETTLED * codes.numel():
