@@ -187,7 +187,8 @@ def round_with_feedback(
         stop = min(start + block, len(order))
         inside = unit_upper[start:stop, start:stop]
         carried = wanted[start:stop] + unit_upper[:start, start:stop].T @ errors[:start]
-        for i, (j, column) in enumerate(zip(range(start, stop), carried.unbind(), strict=True)):
+        for i, column in enumerate(carried.unbind()):
+            j = start + i
             low, high = (least, most) if near is None else near.bounds(j, centred_at, least, most)
             torch.round(column, out=centred_at[j]).clamp_(low, high)
             torch.sub(wanted_at[j], centred_at[j], out=error_at[j])
@@ -220,13 +221,13 @@ def polish(
             stop = min(start + BLOCK, num_columns)
             local = slope[start:stop]
             moves = torch.empty_like(local)
-            rows = zip(local.unbind(), moves.unbind(), ridged[start:stop, start:stop].unbind(), strict=True)
-            for j, (down, move, curved) in enumerate(rows, start):
+            columns = zip(local.unbind(), moves.unbind(), ridged[start:stop, start:stop].unbind(), strict=True)
+            for j, (half_gradient, move, coupling) in enumerate(columns, start):
                 low, high = (least, most) if neighbours is None else neighbours.bounds(j, centred_at, least, most)
-                torch.div(down, -curvature[j], out=move).round_()  # where it would go, then how far it goes
-                move.add_(centred_at[j]).clamp_(low, high).sub_(centred_at[j])
+                torch.div(half_gradient, -curvature[j], out=move).round_()
+                move.add_(centred_at[j]).clamp_(low, high).sub_(centred_at[j])  # as far as the grid allows
                 centred_at[j].add_(move)
-                local.addr_(curved, move)
+                local.addr_(coupling, move)
             slope[:start].addmm_(ridged[:start, start:stop], moves)
             slope[stop:].addmm_(ridged[stop:, start:stop], moves)
         if float((centred != before).sum()) < SETTLED * codes.numel():
