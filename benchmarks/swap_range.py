@@ -1,5 +1,7 @@
 """How much of a bad transfer one activation range explains: calibrate on one set, take some grids from another.
 
+    python benchmarks/swap_range.py tiny --into SET --from SET --judge SET --site image.blocks.0.mlp.fc2
+
 The image tower is rounded to nearest on ranges of the even images of `--into`; at the sites named, the grid of the
 even images of `--from` takes its place. The centred error is that of the odd images of `--judge`.
 """

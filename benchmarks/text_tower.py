@@ -1,6 +1,6 @@
 """Which texts, how many, and how many bits for the MLP? The text tower alone, rounded in closed form.
 
-    python benchmarks/text_tower.py MODEL --root FOLDER --dataset wds/settings --captions wds/flickr8k-200 --out FOLDER
+    python benchmarks/text_tower.py MODEL --root HELD_OUT --captions-root DATA --out FOLDER
 
 Every line: bits of the text MLP's weights, templates and number of calibration texts, and over the seeds the mean and
 the spread of zero-shot top-1 less float's (the image tower being float), and the mean centred error on held-out names

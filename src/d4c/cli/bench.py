@@ -29,13 +29,17 @@ def bench(
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Pictures to calibrate onnxruntime's quantizer on, instead of the artifact's.")
+        Path | None,
+        typer.Option(
+            help="Pictures to calibrate onnxruntime's quantizer on, instead of the artifact's, which are there after "
+            "`d4c quantize --keep-images`; else synthetic ones are made."
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure speed, memory, size and error beside float, onnxruntime's own quantizers and OpenVINO.
 
-    Graphs that were made stay in OUT.work, where the next run finds them.
+    Graphs stay in OUT.work; those of onnxruntime's quantizers are not made again.
     """
     from d4c.experiments.bench import report as reports
     from d4c.experiments.bench import request, study

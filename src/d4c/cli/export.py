@@ -68,4 +68,4 @@ def _print(exported: Exported, folder: Path, outcome: Verification | None, *, as
 def _next(exported: Exported, folder: Path) -> str:
     if exported.runtime == "open_clip":
         return f"open_clip.create_model_from_pretrained('local-dir:{folder}')"
-    return f"d4c classify {folder} PICTURE 'a label' 'another label'"
+    return f"d4c classify {folder} PICTURE dog cat"

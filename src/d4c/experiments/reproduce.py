@@ -97,7 +97,7 @@ class PaperFlags:
 
 
 def notes(flags: PaperFlags) -> list[str]:
-    """What a flag of the command line does not do, a sentence each (Q40)."""
+    """What a flag of the command line does not do, a sentence each."""
     said = []
     if not flags.dfq:
         said += [f"--{f} has no effect without --dfq" for f in ("gen_img", "img_path") if f in flags.given]
@@ -230,7 +230,7 @@ def _quantized(experiment: Experiment, fresh: bool, report: Report) -> Clip:
 
 
 def _templates(task: evaluate.ImageTask) -> tuple[str, ...]:
-    """The data set's own templates, which the paper's texts are made with (Q15)."""
+    """The data set's own templates, which the paper's texts are made with."""
     if isinstance(task.templates, Mapping):
         raise UsageError(f"{task.name}: calibration texts need templates with {{c}}, not whole texts by class")
     return tuple(task.templates)
@@ -288,7 +288,7 @@ def _load_classifier(path: str) -> Any:
 
 
 def save_pictures(images: ImageSet, preprocess: Preprocess, folder: Path) -> None:
-    """Write `Generated_Image_000.png` and so on, clipped to what a picture can hold (the authors' cast wraps, Q4)."""
+    """Write `Generated_Image_000.png` and so on, clipped to what a picture can hold (the authors' cast wraps)."""
     folder.mkdir(parents=True, exist_ok=True)
     mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (preprocess.mean, preprocess.std))
     for i, pixels in enumerate(images.pixels.numpy()):

@@ -45,7 +45,7 @@ class Synthesize:
         coarse_to_fine: look at small pictures in the first 40 % of the steps, then at half of the patches, and at
             everything in the last 20 %.
         valid_pixels: clamp to what a picture can hold after every step; a pyramid cannot leave it.
-        momentum_drift: one optimiser over all images, as the authors have it (Q1 of the method's doubtful points).
+        momentum_drift: one optimiser over all images, as the paper's authors have it.
         prompts: "model" takes the model's own bank where it has one, "own" and "paper" name shipped banks.
         hold_out: keep every eighth name of the bank for judging; else all attract images, and names of our own bank
             that are not among them judge.
@@ -125,7 +125,7 @@ class Calibrate:
         outliers: images that bring some block to more than so many times the value of the median image are left out,
             unless they are more than a tenth; 0 keeps all.
         samples: how many of the images, and of the texts, ranges are found on; 0 takes all.
-        padding: whether what follows the end of a text counts too, as it does for the paper's authors (Q21).
+        padding: whether what follows the end of a text counts too, as it does for the paper's authors.
         range: of activations, "lp" searches the least L_2.4 error, "output_error" the least error of what the layers
             behind put out, "minmax" covers every value.
         weight_range: the same of weights; "auto" searches below 8 bits.
@@ -177,7 +177,7 @@ class Reconstruct:
         image_scale_learning_rate, text_scale_learning_rate: of the activation scales.
         keep_quantized: probability that an input value is the quantized one (QDrop; 1 turns dropping off).
         error: "channels" sums a unit's squared error over channels, token by token; "dim1" takes whole samples and sums
-            over their dimension 1, which in linears is tokens, as the paper's authors do (Q20).
+            over their dimension 1, which in linears is tokens, as the paper's authors do.
         refits: how often the closed form polishes its codes and refits their scales.
         gate: give up a rounding that is worse than round-to-nearest on held-out samples.
     """

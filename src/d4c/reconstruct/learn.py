@@ -163,7 +163,7 @@ def unit_error(unit: Unit, samples: Samples, batch: int = 256) -> float:
 
 
 def error_over_dim1(y: Tensor, target: Tensor) -> Tensor:
-    """Squared error summed over dimension 1 and averaged over the others, as the paper's authors have it (Q20).
+    """Squared error summed over dimension 1 and averaged over the others, as the paper's authors have it.
 
     Dimension 1 is channels in feature maps and tokens elsewhere; [sample, channel] is one token of each sample.
     """

@@ -81,7 +81,7 @@ class SynthesisLoss:
             view = enlarge_boxes(view, boxes)
         if config.perturbation:
             view = perturb(view, draw)
-            # on what the model sees, as the authors have it without structural contrast (Q10)
+            # on what the model sees, as the authors have it without structural contrast
             smooth = smooth if config.structural_contrast else view
         images = torch.cat([view, background(x, boxes, draw)]) if config.structural_contrast else view
         watched = [*self.norms, *(site for sites in self.attentions for site in sites)]

@@ -82,7 +82,7 @@ def batchnorm_statistics(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2
 
 
 def attended_inputs(probabilities: Tensor, inputs: Tensor) -> Tensor:
-    """Attention applied to the layer's own input, averaged over heads: what D4C's authors compare patches by (Q11).
+    """Attention applied to the layer's own input, averaged over heads: what D4C's authors compare patches by.
 
     Args:
         probabilities: [image, head, query, key]; inputs: LayerNorm's output, [image, key, channel].

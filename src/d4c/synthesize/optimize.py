@@ -148,8 +148,8 @@ def _together(loss: SynthesisLoss, start: Tensor, work: Work, ranks: Ranks) -> T
 def _drift(loss: SynthesisLoss, start: Tensor, work: Work) -> Tensor:
     """One optimiser over all images, stepping after each micro-batch, so that momentum moves the others too.
 
-    A sweep over M micro-batches thus moves every pixel by about sqrt(M) learning rates (Q1, Q2 of the method's
-    doubtful points). The optimiser's state is kept once a minute.
+    A sweep over M micro-batches thus moves every pixel by about sqrt(M) learning rates. The optimiser's state is
+    kept once a minute.
     """
     config = loss.config
     canvas = Pixels(start, loss.clip.preprocess, valid=config.valid_pixels)
