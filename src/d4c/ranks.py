@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from torch import Tensor
 from d4c.errors import RunError
 
 Value = TypeVar("Value")
+# One process may work for hours while the others wait; if it dies, its closed connections or torchrun end the job.
+PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,13 @@ class Ranks:
 
     Args:
         rank: from 0; size: how many there are. The first one reports, keeps pieces and writes.
-        device: where tensors are exchanged.
+        device: where tensors are exchanged; group: torch's, of all of them.
     """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    group: Any = None
 
     @property
     def first(self) -> bool:
@@ -47,7 +51,7 @@ class Ranks:
         if self.size == 1:
             return make()
         held: list[Value | None] = [make() if self.first else None]
-        _together(lambda: dist.broadcast_object_list(held, src=0))
+        _together(lambda: dist.broadcast_object_list(held, src=0, group=self.group))
         found = held[0]
         return found  # type: ignore[return-value]
 
@@ -56,7 +60,7 @@ class Ranks:
         if self.size == 1:
             return [mine[i] for i in range(count)]
         held: list[Mapping[int, Value] | None] = [None] * self.size
-        _together(lambda: dist.all_gather_object(held, dict(mine)))
+        _together(lambda: dist.all_gather_object(held, dict(mine), group=self.group))
         merged = {i: value for part in held if part is not None for i, value in part.items()}
         return [merged[i] for i in range(count)]
 
@@ -78,7 +82,7 @@ class Ranks:
                 held = torch.empty(shape, dtype=dtype, device=self.device)
             else:
                 held = tensors[i].to(self.device).contiguous()
-            _together(lambda held=held: dist.broadcast(held, src=owner))  # type: ignore[misc]
+            _together(lambda held=held: dist.broadcast(held, src=owner, group=self.group))  # type: ignore[misc]
             received.append(held.cpu() if kind == "cpu" else held)
         return received
 
@@ -90,7 +94,7 @@ def join(device: str) -> Ranks:
     """The process's place among those that `torchrun` started; alone without it.
 
     Args:
-        device: "cpu" or "cuda", which decides how tensors travel.
+        device: "cpu", or the "cuda:N" that this process computes on, which decides how tensors travel.
 
     Raises:
         RunError: the others do not answer.
@@ -99,13 +103,16 @@ def join(device: str) -> Ranks:
         return ALONE
     cuda = device.startswith("cuda")
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
     _together(lambda: dist.init_process_group("nccl" if cuda else "gloo"))
-    return Ranks(dist.get_rank(), dist.get_world_size(), "cuda" if cuda else "cpu")
+    group = dist.new_group(timeout=PATIENCE)  # whereas meeting each other must not take longer than usual
+    return Ranks(dist.get_rank(), dist.get_world_size(), device if cuda else "cpu", group)
 
 
 def _together(exchange: Callable[[], object]) -> None:
     try:
         exchange()
     except (RuntimeError, ValueError) as error:  # what torch raises when a peer is gone or cannot be reached
+        if "Duplicate GPU" in str(error):
+            raise RunError("two processes share a GPU; start one for each GPU, or take --device cpu") from error
         raise RunError("another process of this job ended; the same command continues it") from error

@@ -128,6 +128,14 @@ def test_output_that_cannot_be_written(refused: Refused, vit_folder: Path, tmp_p
     refused(2, "cannot write", "quantize", f"local-dir:{vit_folder}", "--out", "file")
 
 
+@pytest.mark.parametrize("place", [".", "..", "/"])
+def test_output_without_a_name_of_its_own(place: str, refused: Refused, vit_folder: Path) -> None:
+    model = f"local-dir:{vit_folder}"
+    refused(2, "name the folder to be made", "quantize", model, "--images", "noise", "--out", place)
+    refused(2, "name the folder to be made", "synthesize", model, "--out", place)
+    refused(2, "name the folder to be made", "export", model, "--layout", "onnx", "--out", place)
+
+
 def test_weights_that_are_not_finite(refused: Refused, vit_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(vit_folder, tmp_path / "nan")
     weights = load_file(tmp_path / "nan" / "open_clip_model.safetensors")

@@ -1,4 +1,6 @@
 import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 from d4c.errors import D4CError, RunError, UnknownNameError, UsageError
-from d4c.evaluate import CaptionTask, classify
+from d4c.evaluate import CaptionTask, ImageTask, classify
 from d4c.evaluate.tasks import class_texts
 from evaluate.painter import COLOURS, LABELS, SIZE, TEMPLATES, Painter, encoded, flat, load, silent, write_set
 
@@ -197,3 +199,41 @@ def test_a_label_that_no_class_has_is_the_runs_error(tmp_path: Path) -> None:
     write_set(tmp_path / "wds_high", [(flat((255, 0, 0)), "6")])
     with pytest.raises(RunError, match="wds/high"):
         classify({"m": Painter()}, load(tmp_path, "wds/high"), silent)
+
+
+@dataclass(frozen=True)
+class ByNumber:
+    """Sixty images, ten of each class, class by class; which were looked at."""
+
+    seen: list[int] = field(default_factory=list)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        self.seen.append(number)
+        return np.full((3, 2, 2), number, np.float32), number // 10
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[number] for number in range(60))
+
+
+def test_images_are_drawn_from_all_of_a_set_that_is_asked_by_number() -> None:
+    samples = ByNumber()
+    task = ImageTask("ordered", samples, 60, tuple(COLOURS), TEMPLATES)
+    pixels, labels = task.draw(12, seed=1)
+    assert len(samples.seen) == 12  # no others are read
+    assert pixels[:, 0, 0, 0].tolist() == sorted(set(samples.seen))
+    assert labels == [number // 10 for number in samples.seen]
+    assert len(set(labels)) > 3
+    assert not np.array_equal(pixels, task.draw(12, seed=2)[0])
+    assert len(task.draw(100, seed=1)[1]) == 60
+
+
+def test_of_a_stream_images_are_drawn_from_its_beginning() -> None:
+    samples = ByNumber()
+    task = ImageTask("stream", iter(samples), 0, tuple(COLOURS), TEMPLATES)
+    pixels, _ = task.draw(5, seed=1, look_around=4)
+    assert samples.seen == list(range(20))
+    assert set(pixels[:, 0, 0, 0]) - set(range(5))  # not only the first
+    first = ImageTask("stream", iter(ByNumber()), 0, tuple(COLOURS), TEMPLATES).draw(5, seed=1)[0]
+    assert first[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(RunError, match="empty"):
+        ImageTask("none", iter(()), 0, tuple(COLOURS), TEMPLATES).draw(5, seed=1)

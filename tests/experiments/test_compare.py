@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -152,6 +153,25 @@ def test_each_of_a_grids_own_recipes_has_its_text_tower_made_first(
     assert made == {f"{kind} {label}": 2 for kind in ("text", "cell") for label in ("paper-w4a8", "plain")}  # seeds
 
 
+def test_methods_of_two_names_share_their_images(
+    tmp_path: Path, vit_folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = GRID.replace("MODEL", f"local-dir:{vit_folder}").replace('"real", "baseline", "bns"', '"baseline", "pse"')
+    (tmp_path / "names.toml").write_text(text)
+    made: Counter[str] = Counter()
+    monkeypatch.setattr(compare, "do", lambda task: made.update([f"{task.kind} {task.cell.seed}"]) or {})
+    run(read_grid(tmp_path / "names.toml"), place)
+    assert all(made[f"images {seed}"] == 2 for seed in (0, 1))  # of baseline, which is pse in a ViT, and of d4c-3
+
+
+def test_another_data_set_of_that_name_is_measured_anew(grid: Grid, place: Place, tmp_path: Path) -> None:
+    few = dataclasses.replace(grid, cells=grid.cells[:1])
+    first = run(few, place)
+    shutil.copytree(place.root, tmp_path / "moved")
+    again = run(few, dataclasses.replace(place, root=tmp_path / "moved"))
+    assert first[0]["settings"] != again[0]["settings"]
+
+
 def test_what_only_images_go_through_makes_no_other_text_tower(grid: Grid, place: Place) -> None:
     def folder(*overrides: str) -> Path:
         changed = dataclasses.replace(grid, overrides=(*grid.overrides, *overrides))
@@ -195,9 +215,13 @@ def test_a_damaged_image_set_is_made_again(grid: Grid, place: Place) -> None:
     assert (cells.image_set(setup, silent).pixels == first.pixels).all()
 
 
-@pytest.mark.parametrize("lacks", ["real", "data"])
+@pytest.mark.parametrize("lacks", ["real", "folder", "data"])
 def test_what_is_missing_is_said_before_any_work(lacks: str, grid: Grid, place: Place, tmp_path: Path) -> None:
-    missing = {"real": Place(place.out, place.root, None, "cpu"), "data": Place(place.out, tmp_path, None, "cpu")}
+    missing = {
+        "real": dataclasses.replace(place, real=None),
+        "folder": dataclasses.replace(place, real=tmp_path / "nowhere"),
+        "data": dataclasses.replace(place, root=tmp_path),
+    }
     with pytest.raises(UsageError):
         run(grid, missing[lacks])
     assert not place.out.exists()

@@ -143,3 +143,10 @@ def test_a_grid_without_runs_or_file_is_refused(tmp_path: Path) -> None:
         read_grid(write(tmp_path, 'dataset = "a"\nseeds = [0]\n'))
     with pytest.raises(UsageError, match="cannot be read"):
         read_grid(tmp_path / "none.toml")
+
+
+def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "w4a8.toml").write_text('[[rule]]\nmatch = "*"\nweight_bits = 4\n')
+    text = GRID.replace('"paper-w4a8", "mine.toml"', '"w4a8", "w4a8.toml"')
+    with pytest.raises(UsageError, match="two recipes would be called w4a8"):
+        read_grid(write(tmp_path, text))

@@ -215,6 +215,10 @@ def test_classifiers_are_saved_and_averaged(run: Run, vit_folder: Path, tmp_path
     mean = torch.load(tmp_path / "mean.pt", weights_only=True)
     torch.testing.assert_close(mean, (saved + 3 * saved.flip(1)) / 2)
     assert "not a saved classifier" in run(*model, "--load_clfs", "none.pt", code=2)
+    torch.save(saved[:, :2].clone(), tmp_path / "narrow.pt")
+    assert "different shapes: (16, 2), (16, 6)" in run(*model, "--load_clfs", "clf.pt", "narrow.pt", code=2)
+    run(*model, "--save_clf", "new/folder/clf.pt")
+    assert torch.equal(torch.load(tmp_path / "new" / "folder" / "clf.pt", weights_only=True), saved)
 
 
 def test_output_names_are_filled_in_and_existing_ones_skipped(run: Run, vit_folder: Path, tmp_path: Path) -> None:
@@ -247,6 +251,7 @@ def test_lists_count_their_first_and_inherited_flags_say_so(run: Run, vit_folder
     [
         ("--d4c_config", "4"), ("--gen_method", "best"), ("--gen_iter", "many"), ("--no_such_flag",),
         ("--model_type", "ja_clip"), ("--output", "{nothing}.json"), ("--model", "ViT-B/31"),
+        ("--dataset_root", "{nothing}"), ("--batch_size", "0"), ("--threads", "0"), ("--load_clfs", "none.pt"),
         ("--q_config", "none.yaml"), ("--custom_template_file", "none.json"), ("--dataset", "wds/none"),
     ],
 )  # fmt: skip

@@ -1,12 +1,14 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -309,3 +311,35 @@ def test_a_size_budget_is_never_exceeded_and_spent(
 def test_a_simulation_has_no_size(vit_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="simulation only"):
         quantize(vit_folder, tmp_path / "out", "w4a4", size_budget=10**9)
+
+
+def test_names_that_judge_are_among_what_decides(vit_folder: Path, tmp_path: Path) -> None:
+    names = ["teapot", "rake", "lamp", "boat", "tree", "cloud", "shoe", "violin"]  # the last is held out
+    for last in ("violin", "piano"):
+        prompts = {"templates": ["a {c}."], "classnames": [*names[:7], last]}
+        (tmp_path / f"{last}.json").write_text(json.dumps(prompts))
+    quantize(vit_folder, tmp_path / "out", "w8", images="noise", prompts=tmp_path / "violin.json")
+    with pytest.raises(UsageError, match="other settings"):
+        quantize(vit_folder, tmp_path / "out", "w8", images="noise", prompts=tmp_path / "piano.json")
+
+
+def test_starting_over_and_interrupted_while_removing_leaves_what_can_be_continued(
+    vit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    quantize(vit_folder, out, "w8", images="noise")
+    before = content(out)
+    original = shutil.rmtree
+
+    def cut(folder: Path, **named: Any) -> None:
+        if (Path(folder) / "artifact").exists():
+            (Path(folder) / "artifact" / "manifest.json").unlink()
+            raise Crash
+        original(folder, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", cut)
+    with pytest.raises(Crash):
+        quantize(vit_folder, out, "w8", images="noise", fresh=True)
+    monkeypatch.undo()
+    quantize(vit_folder, out, "w8", images="noise")
+    assert content(out) == before

@@ -304,10 +304,11 @@ def test_a_unit_that_the_closed_form_would_spoil_stays_at_nearest(case: Case, mo
     assert_same(quantized, case.quantized)
 
 
+@pytest.mark.parametrize(("recipe", "together"), [("w4a8", ["q+k+v"]), ("w4a4", ["k", "v"])])
 def test_behind_the_last_keys_and_values_the_pooled_token_counts_most(
-    tiny_clip: Clip, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+    recipe: str, together: list[str], tiny_clip: Clip, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Case(tiny_clip, ids)
+    case = Case(tiny_clip, ids, recipe)
     weights: dict[str, Tensor | None] = {}
     original = towers.Place.batch
 
@@ -319,12 +320,15 @@ def test_behind_the_last_keys_and_values_the_pooled_token_counts_most(
 
     monkeypatch.setattr(towers.Place, "batch", look)
     case.run(CLOSED)
-    for name in ("image.blocks.0.mlp.fc1", "image.blocks.1.attention.q+k+v", "image.projection"):
-        assert weights[name] is None
-    live = weights["text.blocks.1.attention.q+k+v"]
-    assert live is not None
-    assert set(live.unique().tolist()) <= {0.0, 1.0}  # the ends of texts, and padding
-    for name in ("image.blocks.1.attention.out", "image.blocks.1.mlp.fc2", "text.blocks.1.mlp.fc1"):
+    for name in together:
+        assert weights[f"image.blocks.1.attention.{name}"] is None
+        live = weights[f"text.blocks.1.attention.{name}"]
+        assert live is not None
+        assert set(live.unique().tolist()) <= {0.0, 1.0}  # the ends of texts, and padding
+    assert weights["image.blocks.0.mlp.fc1"] is None
+    assert weights["image.blocks.0.attention." + ("q+k+v" if "q+k+v" in together else "q")] is None
+    pooled_alone = ["image.blocks.1.attention.q"] if "k" in together else []
+    for name in (*pooled_alone, "image.blocks.1.attention.out", "image.blocks.1.mlp.fc2", "text.blocks.1.mlp.fc1"):
         weight = weights[name]
         assert weight is not None
         torch.testing.assert_close(weight.amax(dim=1), torch.ones(len(weight)))
@@ -332,6 +336,17 @@ def test_behind_the_last_keys_and_values_the_pooled_token_counts_most(
         if name.startswith("text"):
             assert torch.equal(weight > 0, live > 0)
             assert torch.equal(weight.argmax(dim=1), ids[: len(weight)].argmax(dim=1))
+
+
+@pytest.mark.parametrize("granularity", ["channel", "token"])
+def test_the_closed_form_takes_inputs_with_a_scale_for_each_channel_or_token(
+    granularity: str, tiny_clip: Clip, ids: Tensor
+) -> None:
+    fine = Rule("*.blocks.*.mlp.input", activation_granularity=granularity)  # type: ignore[arg-type]
+    rules = (Rule("*", weight_bits=4, activation_bits=8), fine)
+    _, reports = Case(tiny_clip, ids, Recipe("fine", rules=rules)).run(CLOSED)
+    found = next(r for r in reports if r.name == "text.blocks.1.mlp.fc1")
+    assert found.learned_error <= found.nearest_error
 
 
 def test_learning_may_start_from_the_closed_form_and_is_kept_only_where_it_is_better(

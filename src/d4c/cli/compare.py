@@ -35,6 +35,7 @@ def compare(
 
     if ray and jobs is not None:
         raise UsageError("--jobs is for processes of this machine; with --ray, --threads says how many cells fit")
+    tables.check_installed()
     plan = read_grid(grid)
     folder = out or Path(plan.name)
     check_writable(folder)

@@ -76,6 +76,8 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # how the command line's own library says that arguments are wrong
             _end(error.format_message(), 2)
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU; torch itself may not be loaded here
+            _end(f"the device's memory is too small: {error}", FAILED)
         raise
     sys.exit(code if isinstance(code, int) else 0)
 

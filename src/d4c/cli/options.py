@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from d4c.errors import UsageError
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -40,6 +42,8 @@ def size(text: str) -> int:
 def use_threads(threads: int | None) -> None:
     """Set torch's threads, before anything is computed."""
     if threads is not None:
+        if threads < 1:
+            raise UsageError(f"--threads is at least 1; got {threads}")
         import torch
 
         torch.set_num_threads(threads)

@@ -75,9 +75,12 @@ class CifarImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, number: int) -> tuple[NDArray[np.float32], int]:
+        picture = Image.fromarray(self.images[number].transpose(1, 2, 0))
+        return self.preprocess(picture), self.labels[number]
+
     def __iter__(self) -> Iterator[tuple[NDArray[np.float32], int]]:
-        for image, label in zip(self.images, self.labels, strict=True):
-            yield self.preprocess(Image.fromarray(image.transpose(1, 2, 0))), label
+        return (self[number] for number in range(len(self)))
 
 
 def read_cifar(name: str, root: Path, preprocess: Preprocess, split: str) -> tuple[CifarImages, tuple[str, ...]]:

@@ -43,6 +43,9 @@ class _InOrder:
 
     dataset: Any
 
+    def __getitem__(self, number: int) -> Any:
+        return self.dataset[number]
+
     def __iter__(self) -> Iterator[Any]:
         for i in range(len(self.dataset)):
             yield self.dataset[i]

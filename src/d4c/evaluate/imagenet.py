@@ -29,10 +29,13 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.files)
 
+    def __getitem__(self, number: int) -> tuple[NDArray[np.float32], int]:
+        path, label = self.files[number]
+        with Image.open(path) as picture:
+            return self.preprocess(picture.convert("RGB")), label  # first of all, as torchvision's loader does
+
     def __iter__(self) -> Iterator[tuple[NDArray[np.float32], int]]:
-        for path, label in self.files:
-            with Image.open(path) as picture:
-                yield self.preprocess(picture.convert("RGB")), label  # first of all, as torchvision's loader does
+        return (self[number] for number in range(len(self)))
 
 
 def is_imagenet(root: Path, split: str) -> bool:

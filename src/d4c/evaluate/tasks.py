@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,31 @@ class ImageTask:
             RunError: an image cannot be read, or a label is no class; so also below.
         """
         return _batches(self.name, self.samples, self._label, size)
+
+    def draw(self, num: int, seed: int, look_around: int = 1) -> tuple[Array, list[int]]:
+        """Some images, all equally likely: many sets lie class by class, so that their first images are of a few.
+
+        Args:
+            num: how many; fewer where there are fewer.
+            look_around: of a stream, which is not asked by number, from how many times as many at its beginning.
+
+        Returns:
+            pixels [image, 3, size, size] and their labels, as `batches`.
+        """
+        generator, pick = random.Random(seed), getattr(self.samples, "__getitem__", None)
+        if self.size and pick is not None:
+            numbers = sorted(generator.sample(range(self.size), min(num, self.size)))
+            chosen = list(_read(self.name, map(pick, numbers), self._label))
+        else:
+            chosen = []
+            seen = _read(self.name, itertools.islice(self.samples, look_around * num), self._label)
+            for i, pair in enumerate(seen):  # a reservoir
+                place = i if i < num else generator.randrange(i + 1)
+                if place < num:
+                    chosen[place : place + 1] = [pair]
+        if not chosen:
+            raise RunError(f"{self.name}: the set is empty")
+        return np.stack([pixels for pixels, _ in chosen]), [label for _, label in chosen]
 
     def _label(self, raw: Any) -> int:
         label = int(raw)

@@ -77,8 +77,8 @@ class Setup:
         """What every result depends on beside its settings."""
         clip = self.clip
         return [
-            clip.fingerprint, clip.preprocess, self.bank.prompts, self.cell.seed, torch.get_num_threads(),
-            clip.logit_scale.device.type, torch.__version__, d4c.__version__,
+            clip.fingerprint, clip.preprocess, self.bank.prompts, self.held_bank.prompts, self.cell.seed,
+            torch.get_num_threads(), clip.logit_scale.device.type, torch.__version__, d4c.__version__,
         ]  # fmt: skip
 
 
@@ -93,8 +93,9 @@ def set_up(grid: Grid, cell: Cell, place: Place) -> Setup:
     if cell.method == BASELINE:
         name = "bns" if isinstance(clip.image, ModifiedResNet) else "pse"
         recipe = grid.recipe(dataclasses.replace(cell, method=name))
-    if cell.method == REAL and place.real is None:
-        raise UsageError(f"{cell.name}: method real needs --real, a folder of pictures")
+    if cell.method == REAL and (place.real is None or not place.real.is_dir()):
+        missing = "" if place.real is None else f"; there is none at {place.real}"
+        raise UsageError(f"{cell.name}: method real needs --real, a folder of pictures{missing}")
     if cell.method != REAL:
         synthesize.check_objectives(clip, recipe.synthesize)
     bank, held_bank = split_bank(default_bank(cell.model, recipe), recipe)
@@ -110,14 +111,19 @@ def _load(model: str, device: str) -> Clip:
     return load(model).to(resolve_device(device))
 
 
+def image_file(setup: Setup) -> Path:
+    """Where the cell's synthesized images lie."""
+    key = hash_of("images", setup.recipe.synthesize, *setup.environment)[:16]
+    return setup.place.out / "images" / f"{setup.cell.model.replace('/', '-')}-{key}.safetensors"
+
+
 def image_set(setup: Setup, report: Report) -> ImageSet:
     """The cell's calibration images; cells with equal settings share one set, made once."""
     config = setup.recipe.synthesize
     if setup.cell.method == REAL:
         assert setup.place.real is not None
         return load_image_folder(setup.place.real, setup.clip.preprocess, config.images, setup.cell.seed)
-    key = hash_of("images", config, *setup.environment)[:16]
-    path = setup.place.out / "images" / f"{setup.cell.model.replace('/', '-')}-{key}.safetensors"
+    path = image_file(setup)
     if path.exists():
         try:
             return ImageSet.load(path)
@@ -246,8 +252,8 @@ def run_cell(grid: Grid, cell: Cell, place: Place, report: Report) -> dict[str, 
     except RecipeError as error:
         return {"cell": dataclasses.asdict(cell), "refused": str(error)}
     settings = hash_of(
-        "cell", FORMAT_VERSION, dump_recipe(setup.recipe), setup.templates, grid.dataset, cell.method, _pictures(setup),
-        *setup.environment,
+        "cell", FORMAT_VERSION, dump_recipe(setup.recipe), setup.templates, *_data(setup), cell.method,
+        _pictures(setup), *setup.environment,
     )  # fmt: skip
     if path.exists():
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -284,6 +290,12 @@ def _predict(setup: Setup, image: Encoder, text: Encoder, work: Work) -> dict[st
     encoders = {"float": plain, "both": image, "image": image}
     classifiers = {"float": of_floats, "both": of_texts, "image": of_floats}
     return evaluate.predict(encoders, classifiers, setup.task, work.report, caches=caches)
+
+
+def _data(setup: Setup) -> list[Any]:
+    """What tells one data set from another without reading its images."""
+    task = setup.task
+    return [task.name, str(setup.place.root.resolve()), task.size, task.classnames, task.templates]
 
 
 def _pictures(setup: Setup) -> list[Any]:

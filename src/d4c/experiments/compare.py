@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,17 @@ import torch
 
 from d4c.artifact.work import Report
 from d4c.errors import D4CError, RecipeError, RunError
-from d4c.experiments.cells import Place, image_set, judges, run_cell, set_up, text_folder, text_tower
+from d4c.experiments.cells import (
+    Place,
+    Setup,
+    image_file,
+    image_set,
+    judges,
+    run_cell,
+    set_up,
+    text_folder,
+    text_tower,
+)
 from d4c.experiments.grid import REAL, Cell, Grid
 from d4c.experiments.ray_executor import RayExecutor
 
@@ -63,28 +73,24 @@ def run(grid: Grid, place: Place, executor: Executor, *, threads: int, report: R
     Raises:
         RunError: a cell failed; the others are finished first.
     """
-    folders = {cell: folder for cell in grid.cells if (folder := _text_folder(grid, cell, place))}
-    of_folders = {folder: cell for cell, folder in folders.items()}
-    shared: dict[Kind, Iterable[Cell]] = {"images": _sharing_images(grid, folders), "text": of_folders.values()}
+    shared: dict[Kind, dict[Path, Cell]] = {"images": {}, "text": {}}  # by where it lies, a cell that needs it
+    for cell in grid.cells:
+        setup = _set_up(grid, cell, place)
+        if setup is not None:
+            shared["text"].setdefault(text_folder(setup), cell)
+        if setup is not None and cell.method != REAL:
+            shared["images"].setdefault(image_file(setup), cell)
     for kind, cells in shared.items():
-        _all(kind, [Task(kind, grid, cell, place, threads) for cell in cells], executor, report)
+        _all(kind, [Task(kind, grid, cell, place, threads) for cell in cells.values()], executor, report)
     return _all("cell", [Task("cell", grid, cell, place, threads) for cell in grid.cells], executor, report)
 
 
-def _text_folder(grid: Grid, cell: Cell, place: Place) -> Path | None:
-    """Where the cell's text tower lies, None if the model cannot have the method.
-
-    What else is wrong ends the command before any work.
-    """
+def _set_up(grid: Grid, cell: Cell, place: Place) -> Setup | None:
+    """The cell, None if the model cannot have the method; what else is wrong ends the command before any work."""
     try:
-        return text_folder(set_up(grid, cell, place))
+        return set_up(grid, cell, place)
     except RecipeError:
         return None
-
-
-def _sharing_images(grid: Grid, cells: Iterable[Cell]) -> Iterable[Cell]:
-    """A cell for each image set."""
-    return {(c.model, c.method, c.seed, grid.recipe(c).synthesize): c for c in cells if c.method != REAL}.values()
 
 
 def _all(kind: Kind, tasks: list[Task], executor: Executor, report: Report) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ def read_grid(path: Path) -> Grid:
                     cells |= {_cell(model, recipe, method, seed, path, methods, bases): None for seed in seeds}
     if not cells:
         raise UsageError(f"{path}: no [[run]]")
+    _check_labels(cells, f"{path}")
     factors = {
         key: _factor(data.get(key, 1), f"{path}: {key}") for key in ("synthesis_factor", "reconstruction_factor")
     }
@@ -142,6 +143,13 @@ def read_grid(path: Path) -> Grid:
     for cell in grid.cells:
         grid.recipe(cell)
     return grid
+
+
+def _check_labels(cells: Iterable[Cell], where: str) -> None:
+    recipes: dict[str, str] = {}
+    for cell in cells:
+        if recipes.setdefault(cell.label, cell.recipe) != cell.recipe:
+            raise UsageError(f"{where}: two recipes would be called {cell.label}; rename a file")
 
 
 def _methods(tables: Any, where: str) -> dict[str, tuple[str, ...]]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from PIL import Image
 
 from d4c import evaluate, pipeline
 from d4c.artifact.work import Report, appearing_whole
-from d4c.errors import RunError, UnknownNameError, UsageError
+from d4c.errors import UnknownNameError, UsageError
 from d4c.images import ImageSet
 from d4c.inputs import Preprocess
 from d4c.models import Clip, TorchEncoder, load
@@ -78,6 +76,8 @@ class PaperFlags:
             raise UnknownNameError("gen_method", self.gen_method, GEN_METHODS)
         if self.d4c_config not in range(4):
             raise UsageError(f"--d4c_config is 0, 1, 2 or 3; got {self.d4c_config}")
+        if self.batch_size < 1:
+            raise UsageError(f"--batch_size is at least 1; got {self.batch_size}")
 
     @property
     def output_path(self) -> Path:
@@ -93,7 +93,13 @@ class PaperFlags:
     @property
     def root(self) -> Path:
         """The data set's folder; `{dataset}` and `{dataset_cleaned}` are filled in."""
-        return Path(self.dataset_root.format(dataset=self.dataset, dataset_cleaned=self.dataset.replace("/", "-")))
+        cleaned = self.dataset.replace("/", "-")
+        try:
+            return Path(self.dataset_root.format(dataset=self.dataset, dataset_cleaned=cleaned))
+        except (KeyError, IndexError, ValueError) as error:
+            raise UsageError(
+                f"--dataset_root {self.dataset_root}: only {{dataset}} and {{dataset_cleaned}} are filled in"
+            ) from error
 
 
 def notes(flags: PaperFlags) -> list[str]:
@@ -166,7 +172,9 @@ def prepare(flags: PaperFlags, *, device: str, report: Report) -> Experiment:
         D4CError: see `d4c.errors`.
     """
     target = resolve_device(device)
-    check_writable(flags.output_path.absolute().parent)
+    for path in (flags.output_path, *([Path(flags.save_clf)] if flags.save_clf else [])):
+        check_writable(path.absolute().parent)
+    given_classifier(flags)
     load_recipe(flags.q_config)
     bank = read_prompts(Path(flags.custom_file)) if flags.custom_file else load_prompts("paper")
     evaluate.find_set(flags.dataset, flags.root, flags.split)
@@ -252,32 +260,41 @@ def _json(path: str | None) -> Any:
 
 
 def _real_images(experiment: Experiment, num: int, report: Report) -> ImageSet:
-    """Images of the training split, drawn by the seed; of a stream, from its beginning."""
+    """Images of the training split, drawn by the seed; of a stream, from its beginning.
+
+    Raises:
+        RunError: there is none.
+    """
     flags, preprocess = experiment.flags, experiment.clip.preprocess
     task = evaluate.load_task(flags.dataset, flags.root, preprocess, flags.train_split, report=report)
     assert isinstance(task, evaluate.ImageTask)
-    seen = itertools.islice(iter(task.samples), LOOK_AROUND * num)
-    chosen: list[Any] = []
-    draw = random.Random(flags.seed)
-    for i, (pixels, _) in enumerate(seen):  # a reservoir: every image seen is as likely to stay
-        place = i if i < num else draw.randrange(i + 1)
-        if place < num:
-            chosen[place : place + 1] = [pixels]
-    if not chosen:
-        raise RunError(f"{flags.dataset}: the split {flags.train_split} is empty")
-    return ImageSet.unlabelled(torch.from_numpy(np.stack(chosen)), f"{flags.dataset} {flags.train_split}", flags.seed)
+    pixels, _ = task.draw(num, flags.seed, LOOK_AROUND)
+    return ImageSet.unlabelled(torch.from_numpy(pixels), f"{flags.dataset} {flags.train_split}", flags.seed)
 
 
 def _predict(flags: PaperFlags, encoder: TorchEncoder, task: evaluate.ImageTask, report: Report) -> evaluate.Prediction:
     """With the text tower's classifier, or the mean of given ones."""
-    if flags.load_clfs:
-        classifier = np.mean([_load_classifier(path) for path in flags.load_clfs], axis=0)
-    else:
+    classifier = given_classifier(flags)
+    if classifier is None:
         classifier = evaluate.zero_shot_classifier(encoder, task, report)
     if flags.save_clf:
-        torch.save(torch.from_numpy(classifier), flags.save_clf)
+        with appearing_whole(Path(flags.save_clf)) as temporary:
+            torch.save(torch.from_numpy(classifier), temporary)
     encoders, classifiers = {"model": encoder}, {"model": classifier}
     return evaluate.predict(encoders, classifiers, task, report, flags.batch_size)["model"]
+
+
+def given_classifier(flags: PaperFlags) -> Any:
+    """The mean of the classifiers of `--load_clfs`, [embedding, class]; None without the flag.
+
+    Raises:
+        UsageError: a file cannot be read, or they are of different shapes.
+    """
+    given = [_load_classifier(path) for path in flags.load_clfs]
+    shapes = {classifier.shape for classifier in given}
+    if len(shapes) > 1:
+        raise UsageError(f"--load_clfs: classifiers of different shapes: {', '.join(map(str, sorted(shapes)))}")
+    return np.mean(given, axis=0) if given else None
 
 
 def _load_classifier(path: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,6 +156,13 @@ def _line(row: Row) -> str:
     error = "" if row.error_ratio is None else f"{row.error_ratio:.2f}"
     figures = f"{row.mean:+.2f}{spread} | {row.image_error:.2f} | {row.score_error:.3f}"
     return f"| {row.method} | {figures} | {lead} | {codes} | {error} |"
+
+
+def check_installed() -> None:
+    """Raise `MissingExtraError` unless what tests and draws is there."""
+    for package, extra, purpose in (("scipy", "eval", "a paired test"), ("matplotlib", "plots", "a plot")):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(extra, purpose)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

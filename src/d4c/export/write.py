@@ -86,6 +86,8 @@ def choose_storages(source: Source, layout: Layout, wanted: Storage | None) -> t
 
 def check_place(out: Path, *, fresh: bool) -> None:
     """Raise `UsageError` unless `out` is free, or an earlier export that may be replaced."""
+    if out.name in ("", ".."):
+        raise UsageError(f"--out {out}: name the folder to be made")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / EXPORTED).is_file():

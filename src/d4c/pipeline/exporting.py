@@ -53,8 +53,10 @@ def export_model(
 
 def default_folder(model: str, layout: str) -> Path:
     """An artifact's own path, or a float model's name with slashes as dashes, then the layout."""
-    if Path(model).is_dir():
-        return Path(model).with_name(f"{Path(model).resolve().name}-{layout}")
+    folder = Path(model)
+    if folder.is_dir():
+        named = folder.resolve() if folder.name in ("", "..") else folder
+        return named.with_name(f"{named.name}-{layout}")
     return Path(f"{model.replace('/', '-').replace(':', '-')}-{layout}")
 
 

@@ -31,6 +31,17 @@ def check_writable(folder: Path) -> None:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error
 
 
+def work_folder_of(out: Path) -> Path:
+    """Where the unfinished work of OUT lies, OUT.work beside it.
+
+    Raises:
+        UsageError: `out` is no name of its own, as "." and ".." are not.
+    """
+    if out.name in ("", ".."):
+        raise UsageError(f"--out {out}: name the folder to be made")
+    return out.with_name(out.name + ".work")
+
+
 def check_pieces(work_folder: Path) -> None:
     """Raise `UsageError` if a folder for unfinished work holds anything that no run left there."""
     for entry in work_folder.iterdir() if work_folder.is_dir() else ():
@@ -45,6 +56,16 @@ def remove_pieces(work_folder: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
     if work_folder.is_dir() and not any(work_folder.iterdir()):
         work_folder.rmdir()
+
+
+def remove_run(out: Path) -> None:
+    """Remove an artifact and what unfinished stages left of it; if interrupted, what is left is unfinished work."""
+    pieces = work_folder_of(out)
+    shutil.rmtree(pieces, ignore_errors=True)
+    if out.is_dir():
+        pieces.mkdir(exist_ok=True)
+        out.rename(pieces / "artifact")
+        shutil.rmtree(pieces, ignore_errors=True)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -70,6 +91,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"no such device: '{name}'") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"no such device: '{name}'; there are {torch.cuda.device_count()}, counted from 0")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     return device

@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,15 @@ from d4c.memory import return_freed_memory
 from d4c.models import Clip, QuantizedClip, TorchEncoder, load, sites_of, wrap
 from d4c.pipeline.basis import calibration_tokens, default_bank, fold, held_out_tokens, split_bank
 from d4c.pipeline.budget import bits_within, check_budget
-from d4c.pipeline.places import KEPT_IMAGES, check_pieces, check_writable, remove_pieces, resolve_device
+from d4c.pipeline.places import (
+    KEPT_IMAGES,
+    check_pieces,
+    check_writable,
+    remove_pieces,
+    remove_run,
+    resolve_device,
+    work_folder_of,
+)
 from d4c.pipeline.stages import Stages, hash_of, tensor_hash
 from d4c.prompts import PromptBank, load_templates, read_prompts
 from d4c.quantizers.ranges import Ranges
@@ -46,6 +53,7 @@ class Job:
         clip: the float model on its device; bank: what images are drawn towards; held_bank: names that judge.
         templates: what the texts of calibration put the bank's names in.
         images: pictures of the user's own, or None where they are to be made.
+        fresh: start over instead of continuing, or over a finished artifact.
         size_budget: bytes that weights may take, for which bits are chosen layer by layer; None leaves the recipe's.
         settings: hash of all that the user decided: model, recipe, prompts, images, seed.
     """
@@ -60,13 +68,14 @@ class Job:
     out: Path
     seed: int
     keep_images: bool
+    fresh: bool
     size_budget: int | None
     settings: str
 
     @property
     def work_folder(self) -> Path:
         """Where results of unfinished stages lie."""
-        return self.out.with_name(self.out.name + ".work")
+        return work_folder_of(self.out)
 
 
 def quantize(
@@ -138,10 +147,7 @@ def prepare(
     keep_images: bool,
     size_budget: int | None = None,
 ) -> Job:
-    """Look everything up, so that what is wrong with a request shows before any work and before anything is written.
-
-    With `fresh`, what a run with the same `out` left behind is removed here, last.
-    """
+    """Look everything up, so that what is wrong with a request shows before any work and before anything is written."""
     resolved = load_recipe(recipe, overrides)
     target = resolve_device(device)
     folder = Path(out) if out is not None else Path(f"{model.replace('/', '-').replace(':', '-')}-{resolved.name}")
@@ -186,11 +192,13 @@ def make_job(
     bank, held_bank = split_bank(bank, recipe)
     pixels = None if images is None else tensor_hash(images.pixels)
     settings = hash_of(
-        clip.fingerprint, clip.preprocess, dump_recipe(recipe), seed, bank.prompts, templates, pixels,
-        *([] if size_budget is None else [size_budget]),
+        clip.fingerprint, clip.preprocess, dump_recipe(recipe), seed, bank.prompts, held_bank.prompts, templates,
+        pixels, *([] if size_budget is None else [size_budget]),
     )  # fmt: skip
-    job = Job(clip, recipe, scheme, bank, held_bank, templates, images, out, seed, keep_images, size_budget, settings)
-    _check_finished(job, fresh)
+    job = Job(
+        clip, recipe, scheme, bank, held_bank, templates, images, out, seed, keep_images, fresh, size_budget, settings
+    )
+    _check_finished(job)
     return job
 
 
@@ -203,7 +211,7 @@ def run(job: Job, report: Report | None = None, ranks: Ranks = ALONE) -> dict[st
     Returns:
         the content of report.json; None in all processes but the first, which are done when the rounding is chosen.
     """
-    finished = ranks.agree(lambda: _finished(job))
+    finished = ranks.agree(lambda: _begin(job))
     if finished is not None:
         return finished if ranks.first else None
     clip = job.clip
@@ -262,8 +270,10 @@ def _evaluation(job: Job, artifact: Artifact, held: Mapping[str, ImageSet], held
     )
 
 
-def _finished(job: Job) -> dict[str, Any] | None:
-    """The report of an artifact that is there already."""
+def _begin(job: Job) -> dict[str, Any] | None:
+    """The report of an artifact that is there already; what is to be made anew is cleared away first."""
+    if job.fresh:
+        remove_run(job.out)
     if not (job.out / "report.json").exists():
         return None
     report: dict[str, Any] = json.loads((job.out / "report.json").read_text(encoding="utf-8"))
@@ -306,13 +316,17 @@ def _images(job: Job, stages: Stages) -> ImageSet:
 def _ranges(job: Job, stages: Stages, folded: Clip, images: ImageSet, ids: Tensor) -> Ranges:
     recipe = job.recipe
     quantization = dataclasses.replace(recipe, synthesize=Synthesize(), reconstruct=Reconstruct())
-    return stages.run(
+    # As tensors in main memory, since every process puts what the first one recalls on a device of its own.
+    flat = stages.run(
         "calibrate",
         [dump_recipe(quantization), job.bank.prompts, job.templates, job.seed],
-        lambda work: calibrate.run(folded, images, ids, job.scheme, recipe.calibrate, work=work, ranks=stages.ranks),
-        save=lambda ranges, path: save_file(ranges.to_tensors(), path),
-        recall=lambda path: Ranges.from_tensors(load_file(path, device=str(folded.logit_scale.device))),
+        lambda work: calibrate.run(
+            folded, images, ids, job.scheme, recipe.calibrate, work=work, ranks=stages.ranks
+        ).to_tensors(),
+        save=save_file,
+        recall=load_file,
     )
+    return Ranges.from_tensors({name: tensor.to(folded.logit_scale.device) for name, tensor in flat.items()})
 
 
 def _write(job: Job, artifact: Artifact, summary: dict[str, Any], images: ImageSet) -> None:
@@ -360,21 +374,18 @@ def _given_images(images: str | None, clip: Clip, recipe: Recipe, seed: int) -> 
     return load_image_folder(Path(images), clip.preprocess, recipe.synthesize.images, seed)
 
 
-def _check_finished(job: Job, fresh: bool) -> None:
-    """Refuse to touch what is not ours to continue; with `fresh`, clear what an earlier run left."""
+def _check_finished(job: Job) -> None:
+    """Refuse to touch what is not ours to continue, or to replace."""
     check_pieces(job.work_folder)
     if job.out.is_dir() and any(job.out.iterdir()):
         try:
             manifest = read_manifest(job.out)
         except ArtifactError as error:
             raise UsageError(f"{error}: not an artifact to replace; name another place with --out") from error
-        if not fresh and manifest.get("settings") != job.settings:
+        if not job.fresh and manifest.get("settings") != job.settings:
             raise UsageError(f"{job.out} was made with other settings; --fresh starts over, --out names another place")
-        if not fresh:
+        if not job.fresh:
             read_artifact(job.out)  # a damaged one is not done
-    if fresh:
-        shutil.rmtree(job.out, ignore_errors=True)
-        shutil.rmtree(job.work_folder, ignore_errors=True)
 
 
 def _nbytes(arrays: dict[str, Any]) -> int:

@@ -13,7 +13,14 @@ from d4c.errors import UsageError
 from d4c.images import ImageSet, contact_sheet
 from d4c.models import load
 from d4c.pipeline.basis import default_bank
-from d4c.pipeline.places import KEPT_IMAGES, check_pieces, check_writable, remove_pieces, resolve_device
+from d4c.pipeline.places import (
+    KEPT_IMAGES,
+    check_pieces,
+    check_writable,
+    remove_pieces,
+    resolve_device,
+    work_folder_of,
+)
 from d4c.pipeline.quantization import environment
 from d4c.pipeline.stages import Stages
 from d4c.prompts import read_prompts
@@ -42,13 +49,13 @@ def synthesize_to_folder(
     target = resolve_device(device)
     check_writable(out)
     bank = read_prompts(prompts) if prompts is not None else None
-    check_pieces(out.with_name(out.name + ".work"))
+    check_pieces(work_folder_of(out))
     ours = out.exists() and {path.name for path in out.iterdir()} <= {KEPT_IMAGES, "contact_sheet.png"}
     if out.exists() and any(out.iterdir()) and not (fresh and ours):
         raise UsageError(f"{out} exists; --fresh replaces images made earlier, --out names another place")
     clip = load(model, pretrained).to(target)
     bank = bank or default_bank(model, resolved)
-    work = Work(out.with_name(out.name + ".work"), report)
+    work = Work(work_folder_of(out), report)
     assert work.folder is not None
     if fresh:
         shutil.rmtree(work.folder, ignore_errors=True)

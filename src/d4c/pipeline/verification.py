@@ -24,7 +24,7 @@ from d4c.images import ImageSet, procedural_set
 from d4c.inputs import Preprocess
 from d4c.models import TorchEncoder, load
 from d4c.package import thaw, thaw_integers
-from d4c.pipeline.places import KEPT_IMAGES
+from d4c.pipeline.places import KEPT_IMAGES, work_folder_of
 from d4c.prompts import parse_prompts
 from d4c.runtime.encoder import GraphEncoder, open_encoder
 
@@ -162,7 +162,7 @@ def _given(artifact: Artifact, report: Report) -> _Given:
     ]
     ids = artifact.tokenizer([text for bank in prompts for text in bank.prompts])
     images = {}
-    kept = artifact.folder.with_name(f"{artifact.folder.name}.work") / KEPT_IMAGES
+    kept = work_folder_of(artifact.folder.resolve()) / KEPT_IMAGES
     if kept.is_file():
         images["calibration"] = ImageSet.load(kept).pixels.numpy()
     try:

@@ -258,8 +258,11 @@ def _layers(unit: Unit, input_scale: Tensor | None) -> Layers:
 
 
 def _least_scale(bias: Tensor | None, input_scale: Tensor | None) -> Tensor | None:
-    """Scales at which twice the bias fits 32 bits in units of input scale x weight scale, [out, 1]."""
-    if bias is None or input_scale is None:
+    """Scales at which twice the bias fits 32 bits in units of input scale x weight scale, [out, 1].
+
+    None where no integer kernel could add the bias: without one scale for all of the input.
+    """
+    if bias is None or input_scale is None or input_scale.ndim:
         return None
     return (2 * bias.abs() / (input_scale * 2**BIAS_BITS))[:, None]
 

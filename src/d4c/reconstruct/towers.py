@@ -191,7 +191,8 @@ class Place:
         small weight because the pooled ones alone are few.
         """
         live = None if self.inputs.live is None else self.inputs.live[rows].float()
-        only_pooled = self.last and not self.unit.name.endswith(".q+k+v")
+        reads_all = any(site.endswith((".attention.k", ".attention.v")) for site in self.unit.weights)
+        only_pooled = self.last and not reads_all
         pooled = pooled_token(self.clip, self.tower, self.inputs.rows(rows)) if only_pooled else None
         if pooled is None:
             return live

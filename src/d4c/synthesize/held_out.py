@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -44,7 +45,8 @@ def held_out_sets(
 
     Args:
         prompts: texts that calibration images were not drawn towards.
-        cache: folder for the two optimised sets, found again by model, prompts, threads and device; None keeps none.
+        cache: folder for the two optimised sets, found again by model, prompts, threads, device and versions; None
+            keeps none.
     """
     made = {
         "synthetic": _cached(clip, prompts, FAST, cache, work, ranks),
@@ -60,7 +62,7 @@ def _cached(
 ) -> ImageSet:
     settings = [
         clip.fingerprint, dataclasses.asdict(clip.preprocess), list(prompts), dataclasses.asdict(config), SEED,
-        torch.get_num_threads(), clip.logit_scale.device.type, torch.__version__,
+        torch.get_num_threads(), clip.logit_scale.device.type, torch.__version__, version("d4c"),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
     path = None if cache is None else cache / "held-out" / f"{key}.safetensors"

@@ -22,7 +22,7 @@ from d4c.images import ImageSet
 from d4c.models import Clip, sites_of, wrap
 from d4c.models.folding import fold_batchnorm
 from d4c.quantizers.scheme import Scheme
-from d4c.recipes import Recipe, load_recipe
+from d4c.recipes import Recipe, Rule, load_recipe
 
 QUICK = ["calibrate.range=minmax"]  # no search over 49,408 rows of the token embedding
 
@@ -123,6 +123,16 @@ def test_cells_agree_with_models_wrapped_as_a_whole(
     assert result["without"][layer]["sets"]["real"] == pytest.approx(
         centred(clip, wrap(clip, rest, ranges), pixels[4:]), rel=1e-4
     )
+
+
+def test_a_layer_whose_weight_is_float_again_still_reads_integers(
+    tiny_clip: Clip, pixels: Tensor, ids: Tensor, tmp_path: Path
+) -> None:
+    rules = (Rule("*", weight_bits=32), Rule("image.blocks.1.mlp.fc1", weight_bits=8, activation_bits=3))
+    recipe = Recipe("one", placement="inputs", rules=rules)
+    result = measure(study_of(tiny_clip, pixels, ids, recipe), [], Cells(tmp_path, []), [], lambda *_: None)
+    (without,) = result["without"].values()
+    assert without["error"] == pytest.approx(result["all"]["image"]["error"], rel=0.05)  # all of it is the input's
 
 
 def _resolved(recipe: Recipe, clip: Clip) -> Scheme:

@@ -30,6 +30,13 @@ def test_float_is_thirty_two_bits(tiny_clip: Clip) -> None:
     assert all(site.startswith("text.") for site in (*scheme.weights, *scheme.tensors))
 
 
+@pytest.mark.parametrize("bits", [32, 4])
+def test_inputs_of_layers_with_float_weights_are_float_where_each_layer_has_its_own(tiny_clip: Clip, bits: int) -> None:
+    scheme = resolve_scheme(with_mlp_bits(load_recipe("w4a4"), bits), sites_of(tiny_clip)).of_tower("text")
+    assert any(".mlp." in layer for layer in scheme.weights) == (bits == 4)
+    assert {layer for layer in scheme.inputs if ".mlp." in layer} == {n for n in scheme.weights if ".mlp." in n}
+
+
 def test_fewer_bits_lose_more_and_learning_is_reported(
     tiny_clip: Clip, pixels: Tensor, ids: Tensor, tmp_path: Path
 ) -> None:

@@ -147,7 +147,7 @@ def _sensitivity(request: Request, cells: Cells, report: Report) -> dict[str, An
         {"image": headline, "text": ["texts"]},
     )
     used = [request.calibrate_on, *([request.reference] if request.reference else [])]
-    settings = [dump_recipe(request.recipe), request.bank.prompts, _set_hashes(request, *used), num]
+    settings = [dump_recipe(request.recipe), *_text_hashes(study.ids, texts), _set_hashes(request, *used), num]
     result = sensitivity.measure(study, request.bits, cells, settings, report)
     return {**result, "summary": sensitivity.summarize(result, request.reference)}
 
@@ -163,7 +163,7 @@ def _text_mlp(request: Request, cells: Cells, report: Report) -> dict[str, Any]:
         _zero_shot(request),
         request.seed,
     )
-    settings = [dump_recipe(request.recipe), request.bank.prompts, _data_key(request)]
+    settings = [dump_recipe(request.recipe), *_text_hashes(study.ids, study.held_ids), _data_key(request)]
     return text_mlp.measure(study, request.bits, cells, settings, report)
 
 
@@ -183,5 +183,13 @@ def _set_hashes(request: Request, *names: str) -> dict[str, str]:
     return {name: tensor_hash(request.sets[name].pixels) for name in names}
 
 
+def _text_hashes(*texts: Tensor) -> list[str]:
+    return [tensor_hash(ids) for ids in texts]
+
+
 def _data_key(request: Request) -> list[Any]:
-    return [] if request.labelled is None else [request.labelled.task.name, len(request.labelled.labels)]
+    if request.labelled is None:
+        return []
+    task, labelled = request.labelled.task, request.labelled
+    hashes = [tensor_hash(torch.from_numpy(values)) for values in (labelled.pixels, labelled.labels)]
+    return [task.name, task.classnames, task.templates, *hashes]

@@ -20,6 +20,7 @@ from d4c.models import Clip, sites_of, wrap
 from d4c.models.parts import TowerName
 from d4c.models.walk import Walk
 from d4c.quantizers.grids import IntegerGrid, PerChannel, PerTensor, TensorFormat
+from d4c.quantizers.layers import QuantConv2d, QuantLinear
 from d4c.quantizers.scheme import Scheme, Sites, resolve_scheme
 from d4c.recipes import Recipe
 
@@ -164,7 +165,10 @@ def _all_but_one(
 
     def without(layers: Sequence[str]) -> Cell:
         tower: TowerName = "image" if layers[0].startswith("image.") else "text"
-        return cell(tower, walk(tower).outputs_with({layer: study.clip.get_submodule(layer) for layer in layers}))
+        return cell(
+            tower,
+            walk(tower).outputs_with({layer: _with_float_weight(quantized(), study.clip, layer) for layer in layers}),
+        )
 
     kinds: dict[str, list[str]] = {}
     for layer in scheme.weights:
@@ -179,6 +183,12 @@ def _all_but_one(
         found["kinds"][kind] = cells.get("sensitivity", f"without-kind-{kind}", settings, partial(without, layers))
     found["bits"] = {layer: weight.grid.num_bits for layer, weight in scheme.weights.items()}
     return found
+
+
+def _with_float_weight(quantized: Clip, clip: Clip, layer: str) -> nn.Module:
+    """The float layer behind what quantizes the quantized layer's input."""
+    module, plain = quantized.get_submodule(layer), clip.get_submodule(layer)
+    return nn.Sequential(module.input_quantizer, plain) if isinstance(module, QuantLinear | QuantConv2d) else plain
 
 
 def rms(values: Sequence[float]) -> float:

@@ -47,8 +47,13 @@ class TextStudy:
 
 
 def with_mlp_bits(recipe: Recipe, bits: int) -> Recipe:
-    """The recipe with other weight bits in the text MLP, as a simulation: no codes are pair-safe, any bits go."""
-    return dataclasses.replace(recipe, deployable=False, rules=(*recipe.rules, Rule(MLP, weight_bits=bits)))
+    """The recipe with other weight bits in the text MLP, as a simulation: no codes are pair-safe, any bits go.
+
+    Where inputs are quantized layer by layer, a layer with float weights has none.
+    """
+    alone = bits == FLOAT_BITS and recipe.placement == "inputs"
+    rule = Rule(MLP, weight_bits=bits, activation_bits=FLOAT_BITS if alone else None)
+    return dataclasses.replace(recipe, deployable=False, rules=(*recipe.rules, rule))
 
 
 def measure(

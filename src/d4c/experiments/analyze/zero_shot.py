@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d4c import evaluate
-from d4c.errors import RunError, UsageError
+from d4c.errors import UsageError
 from d4c.evaluate.agreement import unit
 from d4c.inputs import Encoder
 from d4c.models import Clip, TorchEncoder
@@ -75,7 +75,7 @@ class ZeroShot:
 
 
 def read_labelled(dataset: str, root: Path, clip: Clip, limit: int) -> LabelledImages:
-    """Read the first images of a data set; errors as for `evaluate.load_task`.
+    """Draw images of a data set, of a stream its first; errors as for `evaluate.load_task`.
 
     Raises:
         UsageError: a set of captions; RunError: it is empty.
@@ -83,10 +83,8 @@ def read_labelled(dataset: str, root: Path, clip: Clip, limit: int) -> LabelledI
     task = evaluate.load_task(dataset, root, clip.preprocess)
     if not isinstance(task, evaluate.ImageTask):
         raise UsageError(f"{dataset}: captions without classes; zero-shot figures need a classification set")
-    batch = next(task.batches(limit), None)
-    if batch is None:
-        raise RunError(f"{dataset}: the set is empty")
-    return LabelledImages(task, batch[0], np.asarray(batch[1], np.int64))
+    pixels, labels = task.draw(limit, seed=0)
+    return LabelledImages(task, pixels, np.asarray(labels, np.int64))
 
 
 def _silent(label: str, done: int, total: int) -> None:

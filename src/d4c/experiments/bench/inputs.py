@@ -19,7 +19,7 @@ from d4c.images import ImageSet, load_image_folder, procedural_set
 from d4c.inputs import Tokenizer
 from d4c.models import Clip
 from d4c.pipeline.basis import HELD_TEXTS, calibration_tokens, held_out_tokens
-from d4c.pipeline.places import KEPT_IMAGES
+from d4c.pipeline.places import KEPT_IMAGES, work_folder_of
 from d4c.prompts import PromptBank, calibration_texts, load_prompts, load_templates, parse_prompts
 from d4c.recipes import load_recipe
 from d4c.synthesize.held_out import NUM_IMAGES, SEED
@@ -108,7 +108,7 @@ def calibration_of(
     recipe = load_recipe(str(artifact.folder / "recipe.toml"))
     manifest = artifact.manifest
     bank = parse_prompts(manifest["prompts"]["fitted"], str(artifact.folder))
-    kept = artifact.folder.with_name(artifact.folder.name + ".work") / KEPT_IMAGES
+    kept = work_folder_of(artifact.folder.resolve()) / KEPT_IMAGES
     if images is not None:
         chosen = load_image_folder(images, clip.preprocess, recipe.synthesize.images, manifest["seed"])
         source = f"{len(chosen)} pictures of {images}"

@@ -12,7 +12,7 @@ from d4c.artifact.folder import MANIFEST
 from d4c.errors import MissingExtraError, UsageError
 from d4c.experiments.bench.run import Plan
 from d4c.experiments.bench.session import require
-from d4c.pipeline.places import check_writable
+from d4c.pipeline.places import check_writable, work_folder_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Request:
     @property
     def work_folder(self) -> Path:
         """Where graphs that were made lie."""
-        return self.out.with_name(self.out.name + ".work")
+        return work_folder_of(self.out)
 
 
 def prepare(
@@ -68,6 +68,7 @@ def prepare(
     if images is not None and not images.is_dir():
         raise UsageError(f"no such folder: {images}")
     folder = out or Path(f"{folders[0].resolve().name}-bench")
+    work_folder_of(folder)
     check_writable(folder)
     if is_artifact:
         require("onnxruntime")
