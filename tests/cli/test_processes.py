@@ -50,6 +50,17 @@ def test_two_and_three_processes_make_what_one_makes(
 
 
 @pytest.mark.slow
+def test_what_is_not_shared_is_the_same_too(vit_folder: Path, tmp_path: Path) -> None:
+    """One optimiser over all images, and AdaRound: the paper's recipe."""
+    paper = (
+        "--recipe", "paper-w4a8", "--set", "reconstruct.method=adaround", "--set", "reconstruct.iterations=3",
+        "--set", "reconstruct.batch=4", "--set", "synthesize.steps=2",
+    )  # fmt: skip
+    made = {n: content(n, vit_folder, tmp_path / str(n) / "out", *paper) for n in (1, 2)}
+    assert len(set(made.values())) == 1
+
+
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_and_another_number_continues_it(vit_folder: Path, tmp_path: Path) -> None:
     expected = content(1, vit_folder, tmp_path / "whole" / "out")
     out = tmp_path / "cut" / "out"
