@@ -162,7 +162,7 @@ def _given(artifact: Artifact, report: Report) -> _Given:
     ]
     ids = artifact.tokenizer([text for bank in prompts for text in bank.prompts])
     images = {}
-    kept = work_folder_of(artifact.folder.resolve()) / KEPT_IMAGES
+    kept = work_folder_of(artifact.folder.absolute()) / KEPT_IMAGES
     if kept.is_file():
         images["calibration"] = ImageSet.load(kept).pixels.numpy()
     try:

@@ -108,7 +108,7 @@ def calibration_of(
     recipe = load_recipe(str(artifact.folder / "recipe.toml"))
     manifest = artifact.manifest
     bank = parse_prompts(manifest["prompts"]["fitted"], str(artifact.folder))
-    kept = work_folder_of(artifact.folder.resolve()) / KEPT_IMAGES
+    kept = work_folder_of(artifact.folder.absolute()) / KEPT_IMAGES
     if images is not None:
         chosen = load_image_folder(images, clip.preprocess, recipe.synthesize.images, manifest["seed"])
         source = f"{len(chosen)} pictures of {images}"
