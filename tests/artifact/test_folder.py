@@ -45,7 +45,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         },
         config={"architecture": VIT.to_dict(), "quantization_config": {"quant_method": "d4c", "weights": WEIGHTS}},
         recipe='name = "tést"\n',
-        manifest={"format_version": FORMAT_VERSION, "parameters": 300},
+        manifest={
+            "format_version": FORMAT_VERSION,
+            "parameters": 300,
+            "source": "m",
+            "fingerprint": "f",
+            "threads": 1,
+            "prompts": {},
+            "versions": {},
+            "stages": {},
+        },
         preprocess=Preprocess(32, interpolation="bilinear"),
         tokenizer=Tokenizer.openai(12),
     )
@@ -196,6 +205,19 @@ def test_a_manifest_that_does_not_vouch_for_a_content_file_is_refused(copy: Path
     del files[name]
     edit_manifest(copy, files=files)
     with pytest.raises(ArtifactError, match=f"SHA-256 of {name}"):
+        read_artifact(copy)
+
+
+@pytest.mark.parametrize("key", ["source", "fingerprint", "stages", "content_sha256"])
+def test_a_manifest_without_a_key_is_damaged(copy: Path, key: str) -> None:
+    edit_manifest(copy, **{key: None})
+    with pytest.raises(ArtifactError, match=rf"manifest\.json is damaged, it lacks {key}"):
+        read_artifact(copy)
+
+
+def test_an_identity_that_is_not_that_of_the_files_is_refused(copy: Path) -> None:
+    edit_manifest(copy, content_sha256="0" * 64)
+    with pytest.raises(ArtifactError, match="content_sha256 is not that of its files"):
         read_artifact(copy)
 
 

@@ -92,3 +92,5 @@ def test_models_lists_names_and_tags(run: Run) -> None:
     assert {"tiny", "tiny-rn"} <= set(names["bundled"])
     assert len(names["OpenAI"]) == 9
     assert "laion2b_s34b_b79k" in json.loads(run("models", "ViT-B-32", "--json"))["tags"]
+    for name in names["OpenAI"]:
+        assert "openai" in json.loads(run("models", name, "--json"))["tags"]

@@ -88,6 +88,19 @@ def test_without_the_artifact_structure_is_checked_and_said_to_be_all(run: Run, 
     assert (code, "against int64" in out) == (0, True)
 
 
+def test_another_model_where_the_float_one_lay_makes_no_images(
+    run: Run, made: Path, folder: Path, resnet_folder: Path, tmp_path: Path
+) -> None:
+    artifact = shutil.copytree(made / "w4a8", tmp_path / "w4a8")
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    (artifact / "manifest.json").write_text(json.dumps(manifest | {"source": f"local-dir:{resnet_folder}"}))
+    code, out, _ = run("verify", folder, "--artifact", artifact, "--json")
+    rows = {row["check"] for row in json.loads(out)["rows"]}
+    assert code == 0
+    assert {"images one_over_f", "images dead_leaves"} <= rows
+    assert "images synthetic" not in rows
+
+
 def test_openvino_is_held_to_the_artifact_too(run: Run, made: Path, tmp_path: Path) -> None:
     code, out, _ = run("export", made / "w4a8", "--layout", "openvino", "--out", tmp_path / "ov")
     assert code == 0

@@ -42,6 +42,9 @@ WEIGHTS, CONFIG, RECIPE, MANIFEST = "model.safetensors", "config.json", "recipe.
 CONTENT_FILES = (
     WEIGHTS, CONFIG, RECIPE, "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
+MANIFEST_KEYS = {
+    "source", "fingerprint", "parameters", "seed", "threads", "prompts", "versions", "stages", "content_sha256",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = manifest["format_version"]
-        missing = sorted(set(CONTENT_FILES) - set(dict(manifest["files"])))
+        files = dict(manifest["files"])
+        missing = sorted(set(CONTENT_FILES) - set(files))
+        lost = sorted(MANIFEST_KEYS - set(manifest))
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder}: not an artifact, there is no {MANIFEST}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -168,6 +173,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder}: format version {version}; this d4c reads version {FORMAT_VERSION}")
     if missing:
         raise ArtifactError(f"{folder}: {MANIFEST} does not tell the SHA-256 of {missing[0]}")
+    if lost:
+        raise ArtifactError(f"{folder}: {MANIFEST} is damaged, it lacks {lost[0]}")
+    if manifest["content_sha256"] != content_sha256(files):
+        raise ArtifactError(f"{folder}: {MANIFEST} is damaged, its content_sha256 is not that of its files")
     return manifest
 
 

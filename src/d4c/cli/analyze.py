@@ -37,7 +37,7 @@ def analyze(
     judge_images: Annotated[int, typer.Option(min=2, help="Images of each held-out set that judge a layer.")] = 16,
     dataset: Annotated[str | None, typer.Option(help="A set of CLIP_benchmark's, for zero-shot figures.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the data set.")] = None,
-    dataset_images: Annotated[int, typer.Option(min=1, help="How many of its images.")] = 2000,
+    dataset_images: Annotated[int, typer.Option(min=2, help="How many of its images.")] = 2000,
     pretrained: options.Pretrained = None,
     prompts: options.Prompts = None,
     device: options.Device = "auto",

@@ -16,7 +16,7 @@ def models(
     as_json: options.AsJson = False,
 ) -> None:
     """List the models that can be named, or the tags of one architecture."""
-    from d4c.models.names import BUNDLED, OPENAI_NAMES, registered_names, registered_tags
+    from d4c.models.names import BUNDLED, OPENAI_NAMES, architecture_name, registered_names, registered_tags
 
     if name is None:
         known = {"bundled": list(BUNDLED), "OpenAI": list(OPENAI_NAMES), "open_clip": registered_names()}
@@ -25,7 +25,7 @@ def models(
         else:
             print_table("models", ["form", "names"], [[form, ", ".join(names)] for form, names in known.items()])
         return
-    architecture = name.replace("/", "-")
+    architecture = architecture_name(name)
     if architecture not in registered_names():
         raise UnknownNameError("model", name, registered_names())
     tags = registered_tags(architecture)

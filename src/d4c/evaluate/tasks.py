@@ -154,7 +154,7 @@ def class_texts(task: ImageTask) -> list[list[str]]:
     for template in task.templates:
         try:
             template.format(c="")
-        except (IndexError, KeyError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{task.name}: a template needs {{c}} and no other braces: '{template}'") from error
     return [[template.format(c=name) for template in task.templates] for name in task.classnames]
 

@@ -130,5 +130,12 @@ def _put(staging: Path, out: Path) -> None:
         return
     old = staging.with_name(f"{staging.name}.old")
     out.rename(old)
-    staging.rename(out)
-    shutil.rmtree(old)
+    try:
+        staging.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old)

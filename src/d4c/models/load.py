@@ -9,7 +9,7 @@ from d4c.errors import ModelFileError, UnknownNameError, UsageError
 from d4c.models import from_open_clip, from_openai, from_transformers
 from d4c.models.clip import Clip
 from d4c.models.hub import CONFIG_FILES, fetch_files, fetch_tokenizer
-from d4c.models.names import BUNDLED, OPENAI_NAMES, registered_names
+from d4c.models.names import BUNDLED, OPENAI_NAMES, architecture_name, registered_names
 
 
 def load(name: str, pretrained: str | None = None) -> Clip:
@@ -91,7 +91,7 @@ def _load_hub(name: str) -> Clip:
 
 def _load_registered(name: str, pretrained: str | None) -> Clip:
     given, _, tag = name.partition("__")
-    architecture = given.replace("/", "-").replace("@336px", "-336")
+    architecture = architecture_name(given)
     pretrained = pretrained or tag or ("openai" if name in OPENAI_NAMES else "")
     if architecture not in registered_names():
         raise UnknownNameError("model", given, {*BUNDLED, *OPENAI_NAMES, *registered_names()})

@@ -19,6 +19,11 @@ def registered_names() -> list[str]:
     return sorted(path.stem for path in (Path(found.origin).parent / "model_configs").glob("*.json"))
 
 
+def architecture_name(name: str) -> str:
+    """open_clip's spelling of an architecture: `ViT-L-14-336` for OpenAI's `ViT-L/14@336px`."""
+    return name.replace("/", "-").replace("@336px", "-336")
+
+
 def registered_tags(architecture: str) -> list[str]:
     """The tags under which open_clip offers weights for an architecture."""
     declare_torchvision_schemas()

@@ -15,7 +15,7 @@ from d4c import synthesize
 from d4c.artifact import Artifact, Work, read_artifact, user_cache
 from d4c.artifact.exported import FLOAT_RECIPE, Exported, Storage
 from d4c.artifact.work import Report
-from d4c.errors import D4CError, UsageError
+from d4c.errors import D4CError, UnsupportedModelError, UsageError
 from d4c.export.checks import Row
 from d4c.export.checks.agreement import Embeddings, best_text_row, company_row, embedding_row
 from d4c.export.source import Source, source_of
@@ -167,6 +167,8 @@ def _given(artifact: Artifact, report: Report) -> _Given:
         images["calibration"] = ImageSet.load(kept).pixels.numpy()
     try:
         clip = load(artifact.manifest["source"])
+        if clip.fingerprint != artifact.manifest["fingerprint"]:  # another model lies there now
+            raise UnsupportedModelError(f"{artifact.manifest['source']} is not what the artifact was made from")
         held = synthesize.held_out_sets(clip, prompts[1].prompts, user_cache(), Work(None, report))
         images |= {name: held[name].pixels.numpy() for name in ("synthetic", "one_over_f")}
     except D4CError:  # the float model is not at hand; procedural images need none

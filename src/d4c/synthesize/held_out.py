@@ -22,6 +22,7 @@ from d4c.ranks import ALONE, Ranks
 from d4c.recipes import Synthesize
 from d4c.synthesize.optimize import run
 
+HELD_OUT_SETS = ("synthetic", "ten_steps", "one_over_f", "dead_leaves")
 NUM_IMAGES, SEED = 32, 424_242
 # Cheap on purpose: one view a step, few steps, most of them on fewer tokens.
 FAST = Synthesize(
@@ -41,7 +42,7 @@ HASTY = dataclasses.replace(FAST, steps=10)
 def held_out_sets(
     clip: Clip, prompts: Sequence[str], cache: Path | None, work: Work, ranks: Ranks = ALONE
 ) -> dict[str, ImageSet]:
-    """Four sets of 32: `synthetic`, `ten_steps`, `one_over_f` and `dead_leaves`.
+    """Four sets of 32, by the names of `HELD_OUT_SETS`.
 
     Args:
         prompts: texts that calibration images were not drawn towards.
@@ -52,7 +53,7 @@ def held_out_sets(
         "synthetic": _cached(clip, prompts, FAST, cache, work, ranks),
         "ten_steps": _cached(clip, prompts, HASTY, cache, work, ranks),
     }
-    for i, name in enumerate(("one_over_f", "dead_leaves")):
+    for i, name in enumerate(HELD_OUT_SETS[2:]):
         made[name] = procedural_set(name, NUM_IMAGES, clip.preprocess, SEED + i)
     return made
 

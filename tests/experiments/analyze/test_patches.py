@@ -81,9 +81,10 @@ def test_an_image_without_such_pairs_has_no_statistics() -> None:
 
 def test_a_vits_patches_lack_the_class_token_and_a_resnets_are_positions() -> None:
     tokens = torch.arange(12.0).reshape(1, 3, 4)
-    assert torch.equal(as_patches(tokens), tokens[:, 1:])
+    assert torch.equal(as_patches(tokens, True), tokens[:, 1:])
+    assert torch.equal(as_patches(tokens, False), tokens)
     maps = torch.arange(8.0).reshape(1, 2, 2, 2)  # [image, channel, height, width]
-    assert as_patches(maps)[0, 1].tolist() == [1.0, 5.0]
+    assert as_patches(maps, False)[0, 1].tolist() == [1.0, 5.0]
 
 
 def test_layers_of_both_kinds_of_towers(tiny_clip: Clip, tiny_resnet: Clip) -> None:

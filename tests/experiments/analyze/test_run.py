@@ -28,17 +28,32 @@ def pictures(tmp_path: Path, pixels: Tensor) -> Path:
 
 
 @pytest.fixture
-def request_of(vit_folder: Path, resnet_folder: Path, pictures: Path, tmp_path: Path) -> Callable[..., Request]:
+def request_of(
+    vit_folder: Path, resnet_folder: Path, siglip_folder: Path, pictures: Path, tmp_path: Path
+) -> Callable[..., Request]:
+    folders = {"vit": vit_folder, "resnet": resnet_folder, "siglip": siglip_folder}
+
     def make(kind: str = "vit", **changes: object) -> Request:
-        folder = vit_folder if kind == "vit" else resnet_folder
         arguments = {
             "images": [f"real={pictures}", "noise=noise", "leaves=dead_leaves"], "out": tmp_path / "out", "limit": 6,
             "judge_images": 2, "bits": (4,), "iterations": 1, "overrides": QUICK, "transfer_recipes": ("w8a8",),
             "device": "cpu",
         }  # fmt: skip
-        return prepare(f"local-dir:{folder}", **(arguments | changes))  # type: ignore[arg-type]
+        return prepare(f"local-dir:{folders[kind]}", **(arguments | changes))  # type: ignore[arg-type]
 
     return make
+
+
+def test_patches_of_a_tower_without_a_class_token(request_of: Callable[..., Request]) -> None:
+    result = run(request_of("siglip", only=("patches",)), lambda *_: None)
+    assert set(result["patches"]) == {"real", "noise", "leaves"}
+
+
+def test_the_reference_alone_is_measured_too(
+    request_of: Callable[..., Request], pictures: Path, tmp_path: Path
+) -> None:
+    run(request_of(images=[f"real={pictures}"], only=("patches",)), lambda *_: None)
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
@@ -145,6 +160,7 @@ def refused(
         ("unknown image set 'real'", ["--images", "a=noise", "--reference", "real"]),
         ("unknown image set 'b'", ["--images", "a=noise", "--calibrate", "b"]),
         ("name a set to calibrate on", ["--images", "real=noise"]),
+        ("give it another", ["--images", "a=noise", "--images", "ten_steps=noise", "--reference", "ten_steps"]),
         ("did you mean 'w4a8'?", ["--images", "a=noise", "--recipe", "w4a9"]),
         ("unknown recipe 'w4a5'", ["--images", "a=noise", "--transfer-recipe", "w4a5"]),
         ("--bits 9: need 2 to 8", ["--images", "a=noise", "--bits", "9"]),

@@ -60,6 +60,16 @@ def test_an_earlier_export_is_replaced_with_fresh_alone(sources: Sources, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_link_to_an_earlier_export_is_replaced_by_the_new_one(sources: Sources, tmp_path: Path) -> None:
+    run(sources("vit", "w8a8"), "immich", tmp_path / "first")
+    before = content(tmp_path / "first")
+    (tmp_path / "out").symlink_to(tmp_path / "first")
+    exported = run(sources("vit", "w8a8"), "onnx", tmp_path / "out", fresh=True)
+    assert read_exported(tmp_path / "out") == exported
+    assert content(tmp_path / "first") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "out"]
+
+
 def test_an_empty_folder_may_be_filled_and_parents_are_made(sources: Sources, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     run(sources("vit", "w8a8"), "onnx", tmp_path / "empty")

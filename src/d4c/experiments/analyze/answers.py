@@ -54,7 +54,7 @@ def patches(result: Result, about: Result) -> list[str]:
     )
     sentences = [f"Variance of patch similarity, mean over layers and images. {listed}."]
     reference = about["reference"]
-    if reference is not None:
+    if reference is not None and len(means) > 1:
         ratios = {n: m["across"] / means[reference]["across"] for n, m in means.items() if n != reference}
         nearest = min(ratios, key=lambda name: abs(ratios[name] - 1))
         sentences.append(

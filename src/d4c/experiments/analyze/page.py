@@ -130,7 +130,7 @@ def _about(about: Mapping[str, Any]) -> str:
         for name, s in about["sets"].items()
     )
     data = about["dataset"]
-    labelled = f" Zero-shot figures: the first {data['images']} images of {escape(data['name'])}." if data else ""
+    labelled = f" Zero-shot figures: {data['images']} images of {escape(data['name'])}." if data else ""
     return (
         f"<p>Recipe {escape(about['recipe'])}, seed {about['seed']}, {about['threads']} thread(s) on "
         f"{escape(about['device'])}, d4c {about['versions']['d4c']}, torch {about['versions']['torch']}. One seed and "

@@ -112,9 +112,13 @@ def patch_layers(clip: Clip) -> dict[str, str]:
     return {f"stage {stage}": after[stage] for stage, side in sides.items() if side**2 >= LEAST_POSITIONS}
 
 
-def as_patches(x: Tensor) -> Tensor:
-    """What a ViT's attention (class token first) or a ResNet's stage put out, as [image, patch, channel]."""
-    return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x[:, 1:]
+def as_patches(x: Tensor, class_token: bool) -> Tensor:
+    """What a ViT's attention (the class token first, if it has one) or a ResNet's stage put out.
+
+    Returns:
+        [image, patch, channel].
+    """
+    return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x[:, int(class_token) :]
 
 
 def measure_set(clip: Clip, images: ImageSet) -> dict[str, Any]:
@@ -144,7 +148,9 @@ def patches_by_layer(clip: Clip, pixels: Tensor, layers: dict[str, str], batch: 
     with captured_inputs(clip, list(layers.values())) as seen:
         for part in pixels.split(batch):
             clip.encode_image(part.to(clip.logit_scale.device))
-    return {label: as_patches(torch.cat(seen[module])).cpu() for label, module in layers.items()}
+    class_token = isinstance(clip.image, VisionTransformer) and clip.image.config.class_token
+    # popped, so that no layer is there twice
+    return {label: as_patches(torch.cat(seen.pop(module)), class_token).cpu() for label, module in layers.items()}
 
 
 def _summary(statistics: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float | None]]:

@@ -97,6 +97,8 @@ def prepare(
         raise UsageError(f"--dataset {dataset} needs --root, the folder where the data is")
     paths = _named_paths(images)
     reference = _known_set(reference, paths) if reference else "real" if "real" in paths else None
+    if reference in synthesize.HELD_OUT_SETS:
+        raise UsageError(f"--reference {reference}: a set that judges has this name; give it another")
     calibrate_on = _calibration_set(calibrate_on, paths, reference, parts)
     if wrong := [b for b in bits if not 2 <= b <= 8]:
         raise UsageError(f"--bits {wrong[0]}: need 2 to 8")

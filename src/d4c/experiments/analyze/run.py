@@ -168,9 +168,7 @@ def _text_mlp(request: Request, cells: Cells, report: Report) -> dict[str, Any]:
 
 
 def _transfer(request: Request, cells: Cells, report: Report) -> dict[str, Any]:
-    study = transfer.TransferStudy(
-        fold(request.clip, request.recipe), request.sets, calibration_ids(request), _zero_shot(request)
-    )
+    study = transfer.TransferStudy(request.clip, request.sets, calibration_ids(request), _zero_shot(request))
     settings = [_set_hashes(request, *request.sets), _data_key(request)]
     return transfer.measure(study, request.transfer_recipes, cells, settings, report)
 

@@ -18,6 +18,7 @@ from d4c.experiments.analyze.cells import Cell, Cells
 from d4c.experiments.analyze.zero_shot import ZeroShot
 from d4c.images import ImageSet
 from d4c.models import Clip, TorchEncoder, sites_of, wrap
+from d4c.pipeline.basis import fold
 from d4c.quantizers.grids import AffineGrid
 from d4c.quantizers.scheme import Scheme, resolve_scheme
 from d4c.recipes import Recipe, dump_recipe
@@ -28,7 +29,8 @@ class TransferStudy:
     """What image towers are measured with.
 
     Args:
-        clip: float, BatchNorm folded; ids: calibration texts, which the stage wants though only images matter.
+        clip: float, as it was loaded: each recipe folds it or not; ids: calibration texts, which the stage wants though
+            only images matter.
         sets: even images calibrate, odd ones judge.
     """
 
@@ -50,15 +52,16 @@ def measure(
         text tower in float, with its paired difference from float.
     """
     found: dict[str, Any] = {}
-    weights = {name: _weights_once(study, recipe) for name, recipe in recipes.items()}
     for i, (name, recipe) in enumerate(recipes.items()):
         found[name] = {}
+        folded = dataclasses.replace(study, clip=fold(study.clip, recipe))
+        weights = _weights_once(folded, recipe)
         for j, row in enumerate(study.sets):
             found[name][row] = cells.get(
                 "transfer",
                 f"{name}-{row}",
                 [dump_recipe(recipe), *settings],
-                partial(_measure_row, study, recipe, row, weights[name]),
+                partial(_measure_row, folded, recipe, row, weights),
             )
             report("transfer", i * len(study.sets) + j + 1, len(recipes) * len(study.sets))
     return found

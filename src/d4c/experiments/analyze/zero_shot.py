@@ -84,6 +84,8 @@ def read_labelled(dataset: str, root: Path, clip: Clip, limit: int) -> LabelledI
     if not isinstance(task, evaluate.ImageTask):
         raise UsageError(f"{dataset}: captions without classes; zero-shot figures need a classification set")
     pixels, labels = task.draw(limit, seed=0)
+    if len(labels) < 2:
+        raise UsageError(f"{dataset}: one image; paired differences need two or more")
     return LabelledImages(task, pixels, np.asarray(labels, np.int64))
 
 
