@@ -88,6 +88,39 @@ def test_without_the_artifact_structure_is_checked_and_said_to_be_all(run: Run, 
     assert (code, "against int64" in out) == (0, True)
 
 
+def test_the_graph_of_both_towers_is_held_to_them(run: Run, made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    code, out, _ = run("export", made / "w4a8", "--layout", "huggingface", "--out", folder, "--json")
+    rows = {row["check"]: row["passed"] for row in json.loads(out)["verify"]["rows"]}
+    assert code == 0
+    for storage in ("int8", "int4"):
+        for what in ("kernels", "images", "texts", "logits"):
+            assert rows[f"both towers, {storage}: {what}"]
+    change(folder, "onnx/model_quantized.onnx", "logit_scale", 1.01)
+    code, out, err = run("verify", folder)
+    assert (code, "both towers, int8: logits" in err) == (3, True)
+
+
+def test_the_graph_of_both_towers_of_a_siglip_adds_its_bias(run: Run, siglip_folder: Path, tmp_path: Path) -> None:
+    quick = ("synthesize.images=2", "reconstruct.method=none", "calibrate.texts=8")
+    d4c.quantize(f"local-dir:{siglip_folder}", recipe="w8a8", out=tmp_path / "s", images="noise", overrides=quick)
+    folder = tmp_path / "hf"
+    code, out, _ = run("export", tmp_path / "s", "--layout", "huggingface", "--out", folder, "--json")
+    rows = {row["check"]: row["passed"] for row in json.loads(out)["verify"]["rows"]}
+    assert (code, rows["both towers: logits"]) == (0, True)
+    change(folder, "onnx/model_quantized.onnx", "logit_bias", 0.9)
+    code, _, err = run("verify", folder)
+    assert (code, "both towers: logits" in err) == (3, True)
+
+
+def test_a_tower_of_the_graph_of_both_that_differs_is_found(run: Run, made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    assert run("export", made / "w8a8", "--layout", "huggingface", "--out", folder, "--no-verify")[0] == 0
+    change(folder, "onnx/model_quantized.onnx", "image.blocks.1.mlp.fc2.weight_scale", 1.5)
+    code, _, err = run("verify", folder)
+    assert (code, "both towers: images" in err) == (3, True)
+
+
 def test_another_model_where_the_float_one_lay_makes_no_images(
     run: Run, made: Path, folder: Path, resnet_folder: Path, tmp_path: Path
 ) -> None:

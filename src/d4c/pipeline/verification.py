@@ -19,7 +19,7 @@ from d4c.errors import D4CError, UnsupportedModelError, UsageError
 from d4c.export.checks import Row
 from d4c.export.checks.agreement import Embeddings, best_text_row, company_row, embedding_row
 from d4c.export.source import Source, source_of
-from d4c.export.verify import check_tower
+from d4c.export.verify import check_combined, check_tower
 from d4c.images import ImageSet, procedural_set
 from d4c.inputs import Preprocess
 from d4c.models import TorchEncoder, load
@@ -93,9 +93,11 @@ def _structure(
     exported = encoder.exported
     pixels = np.concatenate([images[:1] for images in given.images.values()])[:NUM_INNER]
     ids = given.ids[:NUM_INNER].astype(exported.id_type)
-    return check_tower(folder, exported, "image", storage, pixels, source) + check_tower(
-        folder, exported, "text", storage, ids, source
-    )
+    return [
+        *check_tower(folder, exported, "image", storage, pixels, source),
+        *check_tower(folder, exported, "text", storage, ids, source),
+        *check_combined(folder, exported, storage, pixels, ids),
+    ]
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def write(source: Source, folder: Path, storages: Sequence[Storage]) -> Towers:
         suffix, _ = SUFFIXES[storage]
         image = write_image(source, folder, f"onnx/vision_model{suffix}.onnx", storage, output=image_output)
         text = write_text(source, folder, f"onnx/text_model{suffix}.onnx", storage, output=text_output)
-        write_combined(source, folder, f"onnx/model{suffix}.onnx", storage)
+        write_combined(source, folder, combined_file(storage), storage)
         image_files |= image.files
         text_files |= text.files
     write_json(folder / "config.json", transformers_config(source) | {
@@ -56,6 +56,11 @@ def write(source: Source, folder: Path, storages: Sequence[Storage]) -> Towers:
         ExportedTower(text_files, "input_ids", text_output),
         has_fixed_length(source),
     )
+
+
+def combined_file(storage: Storage) -> str:
+    """The graph of both towers."""
+    return f"onnx/model{SUFFIXES[storage][0]}.onnx"
 
 
 def is_siglip(source: Source) -> bool:
