@@ -55,7 +55,8 @@ def wrapped(clip: Clip, recipe: Recipe, pixels: Tensor, ids: Tensor) -> Quantize
 
 def artifact_of(quantized: QuantizedClip, recipe: Recipe, folder: Path = Path("out")) -> Artifact:
     arrays, config = freeze(quantized, recipe)
-    manifest = {"format_version": 1, "source": quantized.source, "fingerprint": quantized.fingerprint}
+    manifest = {"format_version": 1, "source": quantized.source, "fingerprint": quantized.fingerprint, "seed": 0}
+    manifest |= {"parameters": 1, "threads": 1, "prompts": {}, "versions": {}, "stages": {}}
     return Artifact(folder, arrays, config, "", manifest, quantized.preprocess, quantized.tokenizer)
 
 
