@@ -37,9 +37,9 @@ from d4c.quantizers.scheme import resolve_scheme
 from d4c.recipes import load_recipe
 from d4c.reconstruct.learn import Samples, learn
 from d4c.reconstruct.units import units_of
+from d4c.synthesize.held_out import NUM_IMAGES
 
 SAMPLE = 200_000  # values on which brute force is timed
-HELD_OUT = 32  # images
 
 
 def now() -> float:
@@ -124,7 +124,7 @@ class Paper:
     def reconstruction(self, ranges: Ranges) -> float:
         """20,000 iterations of every unit: a few of each, extrapolated; what happens between units is measured."""
         quantized = wrap(self.folded, self.scheme, ranges)
-        held = synthesize.procedural("one_over_f", HELD_OUT, self.clip, 0, valid=True)  # what they show takes no time
+        held = synthesize.procedural("one_over_f", NUM_IMAGES, self.clip, 0, valid=True)  # what they show takes no time
         config = dataclasses.replace(self.recipe.reconstruct, iterations=self.iterations)
         marks: list[float] = []
 

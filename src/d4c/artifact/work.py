@@ -12,8 +12,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from d4c.errors import UsageError
+
 Report = Callable[[str, int, int], None]
 Arrays = Mapping[str, NDArray[np.generic]]
+
+
+def check_named(out: Path) -> None:
+    """Raise `UsageError` where a folder to be made has no name of its own, as "." and ".." have none."""
+    if out.name in ("", ".."):
+        raise UsageError(f"--out {out}: name the folder to be made")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 from d4c.artifact.exported import EXPORTED, Exported, Storage
 from d4c.artifact.folder import file_sha256
+from d4c.artifact.work import check_named
 from d4c.errors import UsageError
 from d4c.export.card import export_card
 from d4c.export.layouts import Layout, Towers, find_layout
@@ -86,8 +87,7 @@ def choose_storages(source: Source, layout: Layout, wanted: Storage | None) -> t
 
 def check_place(out: Path, *, fresh: bool) -> None:
     """Raise `UsageError` unless `out` is free, or an earlier export that may be replaced."""
-    if out.name in ("", ".."):
-        raise UsageError(f"--out {out}: name the folder to be made")
+    check_named(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / EXPORTED).is_file():

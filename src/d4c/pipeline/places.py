@@ -32,13 +32,7 @@ def check_writable(folder: Path) -> None:
 
 
 def work_folder_of(out: Path) -> Path:
-    """Where the unfinished work of OUT lies, OUT.work beside it.
-
-    Raises:
-        UsageError: `out` is no name of its own, as "." and ".." are not.
-    """
-    if out.name in ("", ".."):
-        raise UsageError(f"--out {out}: name the folder to be made")
+    """Where the unfinished work of OUT lies, OUT.work beside it."""
     return out.with_name(out.name + ".work")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 import d4c
 from d4c import calibrate, evaluate, package, reconstruct, synthesize
 from d4c.artifact import FORMAT_VERSION, Artifact, Work, read_artifact, read_manifest, user_cache, write_artifact
-from d4c.artifact.work import Report
+from d4c.artifact.work import Report, check_named
 from d4c.errors import ArtifactError, UsageError
 from d4c.images import PROCEDURES, ImageSet, contact_sheet, load_image_folder, with_crops
 from d4c.memory import return_freed_memory
@@ -151,6 +151,7 @@ def prepare(
     resolved = load_recipe(recipe, overrides)
     target = resolve_device(device)
     folder = Path(out) if out is not None else Path(f"{model.replace('/', '-').replace(':', '-')}-{resolved.name}")
+    check_named(folder)
     check_writable(folder)
     bank = read_prompts(Path(prompts)) if prompts is not None else None
     templates = load_templates(resolved.calibrate.templates)

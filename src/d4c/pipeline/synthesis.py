@@ -8,7 +8,7 @@ from pathlib import Path
 
 from d4c import synthesize
 from d4c.artifact import Work
-from d4c.artifact.work import Report
+from d4c.artifact.work import Report, check_named
 from d4c.errors import UsageError
 from d4c.images import ImageSet, contact_sheet
 from d4c.models import load
@@ -47,6 +47,7 @@ def synthesize_to_folder(
     """
     resolved = load_recipe(recipe, overrides)
     target = resolve_device(device)
+    check_named(out)
     check_writable(out)
     bank = read_prompts(prompts) if prompts is not None else None
     check_pieces(work_folder_of(out))

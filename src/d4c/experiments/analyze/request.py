@@ -96,9 +96,7 @@ def prepare(
     if dataset is not None and root is None:
         raise UsageError(f"--dataset {dataset} needs --root, the folder where the data is")
     paths = _named_paths(images)
-    reference = _known_set(reference, paths) if reference else "real" if "real" in paths else None
-    if reference in synthesize.HELD_OUT_SETS:
-        raise UsageError(f"--reference {reference}: a set that judges has this name; give it another")
+    reference = _reference(reference, paths)
     calibrate_on = _calibration_set(calibrate_on, paths, reference, parts)
     if wrong := [b for b in bits if not 2 <= b <= 8]:
         raise UsageError(f"--bits {wrong[0]}: need 2 to 8")
@@ -170,6 +168,12 @@ def _known_set(name: str, paths: Mapping[str, str]) -> str:
     if name not in paths:
         raise UnknownNameError("image set", name, paths)
     return name
+
+
+def _reference(given: str | None, paths: Mapping[str, str]) -> str | None:
+    if given in synthesize.HELD_OUT_SETS:
+        raise UsageError(f"--reference {given}: a set that judges has this name; give it another")
+    return _known_set(given, paths) if given else "real" if "real" in paths else None
 
 
 def _calibration_set(given: str | None, paths: Mapping[str, str], reference: str | None, parts: Sequence[str]) -> str:

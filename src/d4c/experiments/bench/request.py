@@ -9,6 +9,7 @@ from pathlib import Path
 
 from d4c.artifact.exported import EXPORTED
 from d4c.artifact.folder import MANIFEST
+from d4c.artifact.work import check_named
 from d4c.errors import MissingExtraError, UsageError
 from d4c.experiments.bench.run import Plan
 from d4c.experiments.bench.session import require
@@ -68,7 +69,7 @@ def prepare(
     if images is not None and not images.is_dir():
         raise UsageError(f"no such folder: {images}")
     folder = out or Path(f"{folders[0].resolve().name}-bench")
-    work_folder_of(folder)
+    check_named(folder)
     check_writable(folder)
     if is_artifact:
         require("onnxruntime")
