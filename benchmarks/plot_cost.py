@@ -29,10 +29,12 @@ def stages_of(run: Path) -> dict[str, float]:
     return {name: rest if name == "rest" else seconds.get(name, 0.0) for name in STAGES}
 
 
-def paper_of(run: Path) -> float | None:
-    """Seconds of the paper's settings, where they were measured."""
+def total_of(run: Path, whose: str) -> float | None:
+    """Seconds in all of `ours` or the `paper`'s settings; of a mere artifact, ours alone."""
     path = run / "speed.json"
-    return float(json.loads(path.read_text())["paper"]["total"]) if path.exists() else None
+    if path.exists():
+        return float(json.loads(path.read_text())[whose]["total"])
+    return sum(stages_of(run).values()) if whose == "ours" else None
 
 
 def draw_stages(axes: Axes, runs: dict[str, Path], what: str) -> None:
@@ -48,10 +50,11 @@ def draw_stages(axes: Axes, runs: dict[str, Path], what: str) -> None:
 
 def draw_models(axes: Axes, runs: dict[str, Path]) -> None:
     """Ours and the paper's settings side by side, on a scale of powers."""
-    for shift, label, colour, seconds in (
-        (-0.2, "d4c", "#4477aa", [sum(stages_of(run).values()) for run in runs.values()]),
-        (0.2, "the paper's settings (extrapolated)", "#bbbbbb", [paper_of(run) for run in runs.values()]),
+    for shift, whose, label, colour in (
+        (-0.2, "ours", "d4c", "#4477aa"),
+        (0.2, "paper", "the paper's settings (extrapolated)", "#bbbbbb"),
     ):
+        seconds = [total_of(run, whose) for run in runs.values()]
         known = [(i + shift, s / 60) for i, s in enumerate(seconds) if s is not None]
         bars = axes.bar([i for i, _ in known], [m for _, m in known], width=0.4, color=colour, label=label)
         axes.bar_label(bars, [f"{m:.0f} min" if m < 100 else f"{m / 60:.0f} h" for _, m in known], fontsize=8)
