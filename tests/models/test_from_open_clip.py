@@ -116,6 +116,15 @@ def clip_from(config: dict[str, Any], state: dict[str, Tensor]) -> Clip:
     return clip_from_open_clip_state(canonical, state, preprocess, "it")
 
 
+@pytest.mark.parametrize(
+    "settings", [{"mean": 0.5}, {"std": [1, 1]}, {"std": [1, 1, -1]}, {"resize_mode": "longest", "fill_color": 255}],
+    ids=str,
+)  # fmt: skip
+def test_preprocessing_that_makes_no_sense_or_that_we_lack_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises((ModelFileError, UnsupportedModelError), match="preprocess"):
+        from_open_clip.preprocess_from_open_clip(settings, 24)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_folder_embeds_as_open_clip_does(variant: str, tmp_path: Path) -> None:
     model = open_clip_model(VARIANTS[variant])

@@ -218,6 +218,19 @@ def test_numbers_for_a_size_are_read_too() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"crop_size": None}, {"size": [24, 24]}, {"size": {"height": 24, "width": 12}, "do_center_crop": False},
+        {"rescale_factor": None}, {"image_mean": 0.5}, {"image_std": [0.5, 0.5, 0]}, {"image_mean": ["a", "b", "c"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_preprocessor_that_makes_no_sense_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises((ModelFileError, UnsupportedModelError), match=r"preprocess|prepared for another size"):
+        preprocess_from_transformers(settings, 24, "it")
+
+
 # google/siglip-base-patch16-224 is the library's default; siglip-so400m-patch14-384 has pixels beside whole patches.
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 FULL_SIZE: dict[str, dict[str, Any]] = {

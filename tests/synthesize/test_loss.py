@@ -99,6 +99,15 @@ def test_computing_activations_again_changes_no_gradient(
     assert bool(gradients[0].any())
 
 
+def test_a_machine_with_little_memory_computes_activations_again(
+    tiny_clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = (1 + SMALL.structural_contrast) * min(SMALL.batch, SMALL.images) * bytes_kept(tiny_clip)
+    for memory, again in ((4 * kept + 1, False), (4 * kept - 1, True)):
+        monkeypatch.setattr("d4c.synthesize.loss.total_memory", lambda _, memory=memory: memory)
+        assert loss_of(tiny_clip, SMALL).recompute == again
+
+
 def test_what_a_picture_leaves_in_memory_is_counted(tiny_clip: Clip) -> None:
     shape = tiny_clip.image.config
     assert isinstance(shape, VisionTransformerConfig)

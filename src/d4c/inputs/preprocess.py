@@ -40,6 +40,9 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.interpolation not in _RESAMPLING or self.resize_mode not in ("shortest", "squash", "longest"):
             raise ModelFileError(f"unknown preprocessing '{self.interpolation}', '{self.resize_mode}'")
+        for name, values, least in (("mean", self.mean, -np.inf), ("std", self.std, 0)):
+            if np.shape(values) != (3,) or not all(isinstance(v, (int, float)) and least < v < np.inf for v in values):
+                raise ModelFileError(f"unknown preprocessing: {name} = {values}")
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """One picture -> [3, size, size] float32 in normalised space.

@@ -170,7 +170,14 @@ def tokenizer_from_open_clip(text: dict[str, Any], find_folder: Callable[[str], 
 
 
 def preprocess_from_open_clip(settings: dict[str, Any], size: int) -> Preprocess:
-    """Translate `preprocess_cfg`; what it does not say is OpenAI's."""
+    """Translate `preprocess_cfg`; what it does not say is OpenAI's.
+
+    Raises:
+        UnsupportedModelError: pictures are padded with another colour than black.
+        ModelFileError: it makes no sense.
+    """
+    if settings.get("resize_mode") == "longest" and settings.get("fill_color"):
+        raise UnsupportedModelError(f"preprocess_cfg option fill_color = {settings['fill_color']} is not supported")
     given = {k: settings[k] for k in ("mean", "std", "interpolation", "resize_mode") if settings.get(k) is not None}
     arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return Preprocess(size, **arguments)

@@ -129,7 +129,8 @@ def preprocess_from_transformers(settings: dict[str, Any], size: int, source: st
     for option, expected in (("do_resize", True), ("do_rescale", True), ("do_normalize", True)):
         if settings.get(option, expected) is not expected:
             raise UnsupportedModelError(f"{source}: preprocessor option {option} = {settings[option]} is not supported")
-    if abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
+    factor = settings.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, (int, float)) or abs(factor - 1 / 255) > 1e-6:
         raise UnsupportedModelError(f"{source}: preprocessor option rescale_factor is not 1/255")
     interpolation = _RESAMPLING.get(settings.get("resample", 3))
     if interpolation is None:
@@ -142,16 +143,17 @@ def preprocess_from_transformers(settings: dict[str, Any], size: int, source: st
         mode = "squash"
     if given != size or crop != size:
         raise UnsupportedModelError(f"{source}: pictures are prepared for another size than the model's {size} pixels")
-    means = {
-        name: tuple(settings[f"image_{name}"]) for name in ("mean", "std") if settings.get(f"image_{name}") is not None
+    given_values = {name: settings.get(f"image_{name}") for name in ("mean", "std")}
+    means: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in given_values.items() if v is not None
     }
     return Preprocess(size, interpolation=interpolation, resize_mode=mode, **means)  # type: ignore[arg-type]
 
 
 def _side(size: Any, keys: tuple[str, ...] = ("height", "width")) -> int | None:
-    """The one number of a size, which may be a number or a mapping; None where it has other keys or is no square."""
-    sides = {size} if isinstance(size, int) else {size.get(key) for key in keys}
-    return sides.pop() if len(sides) == 1 else None
+    """The one number of a size, which may be a number or a mapping; None where it is neither, or no square."""
+    given = [size.get(key) for key in keys] if isinstance(size, dict) else [size]
+    return given[0] if isinstance(given[0], int) and given.count(given[0]) == len(given) else None
 
 
 def _check_end(text: dict[str, Any], source: str) -> None:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from d4c.artifact.architecture import VisionTransformerConfig
 from d4c.errors import RecipeError
+from d4c.memory import total_memory
 from d4c.models import Clip
 from d4c.models.parts import captured_inputs
 from d4c.models.resolution import at_size
@@ -31,7 +32,7 @@ from d4c.synthesize.objectives import (
 from d4c.synthesize.views import background, enlarge_boxes, normal_like, perturb, roll_and_mirror
 
 COARSE_UNTIL, DROPPED_UNTIL, COARSE_SIDE, RESNET_STRIDE = 0.4, 0.8, 4, 32  # shares of the steps; patches; pixels
-MOST_KEPT = 6 * 10**9  # bytes of activations for gradients; above, blocks compute theirs again
+MOST_KEPT, SHARE_KEPT = 6e9, 0.25  # bytes of activations for gradients, and of all memory; above, computed again
 FINAL_NOISE = 0.2  # of the noise at the start
 MIN_TARGET, MAX_TARGET, TARGET_VALUES = 2500.0, 3000.0, 32 * 3 * 224 * 224  # PSAQ-ViT's, for its batch at its size
 
@@ -66,7 +67,7 @@ class SynthesisLoss:
         self.attentions = _attentions(clip) if config.patch_similarity else []
         self.coarse = _coarse_tower(clip) if config.coarse_to_fine else None
         views = (1 + config.structural_contrast) * min(config.batch, config.images)
-        self.recompute = views * bytes_kept(clip) > MOST_KEPT
+        self.recompute = views * bytes_kept(clip) > min(MOST_KEPT, SHARE_KEPT * total_memory(device))
         with torch.no_grad():
             ids = torch.from_numpy(clip.tokenizer(list(prompts))).to(device)
             self.texts = torch.cat([clip.encode_text(part, normalize=True) for part in ids.split(256)])
