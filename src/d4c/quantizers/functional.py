@@ -15,12 +15,12 @@ from d4c.quantizers.grids import IntegerGrid
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor:
     """Float -> codes, whole numbers held as float, same shape as `x`."""
-    return ((x / scale).round() + zero_point).clamp(grid.qmin, grid.qmax)
+    return (x / scale).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Codes -> float, same shape as `codes`."""
-    return (codes - zero_point) * scale
+    return (codes - zero_point).mul_(scale)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor:
@@ -30,7 +30,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGri
     qmin - z or qmax - z outside.
     """
     if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
-        return dequantize(quantize(x, scale, zero_point, grid), scale, zero_point)
+        return quantize(x, scale, zero_point, grid).sub_(zero_point).mul_(scale)
     snapped: Tensor = _FakeQuantize.apply(x, scale, zero_point, grid)  # type: ignore[no-untyped-call]
     return snapped
 
@@ -39,19 +39,20 @@ class _FakeQuantize(torch.autograd.Function):
     """`fake_quantize` with its gradients written out: half the passes over `x` of composing it from operations.
 
     Only what a gradient needs is kept: where `x` is inside the grid for its own, d x'/d scale for that of the scale.
+    Where that is, is held as 0 and 1 in float, whose operations take a third of the time of booleans'.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor:
         scaled = x / scale
         codes = scaled.round().add_(zero_point)
-        clamped = codes.clamp(grid.qmin, grid.qmax)
-        inside = codes == clamped
-        steps = clamped.sub_(zero_point)
+        steps = codes.clamp(grid.qmin, grid.qmax)
+        inside = codes.eq_(steps)
+        steps.sub_(zero_point)
         of_x, of_scale = ctx.needs_input_grad[:2]
-        slope = torch.where(inside, steps - scaled, steps) if of_scale else None
+        slope = torch.addcmul(steps, scaled, inside, value=-1) if of_scale else None  # steps - scaled inside
         ctx.save_for_backward(inside if of_x else None, slope, scale)
-        return steps * scale
+        return steps.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:

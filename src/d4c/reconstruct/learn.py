@@ -48,9 +48,13 @@ class Samples:
 
     def rows(self, index: Tensor | slice) -> Samples:
         """Some of the samples."""
-        plain = None if self.float is None else self.float[index]
-        live = None if self.live is None else self.live[index]
-        return Samples(self.quantized[index], plain, self.target[index], live, self.extra)
+
+        def some(x: Tensor) -> Tensor:
+            return x[index] if isinstance(index, slice) else x.index_select(0, index)  # half of [index]'s time
+
+        plain = None if self.float is None else some(self.float)
+        live = None if self.live is None else some(self.live)
+        return Samples(some(self.quantized), plain, some(self.target), live, self.extra)
 
 
 class Rounding:
