@@ -42,6 +42,11 @@ def test_these_imports_load_no_torch(statement: str) -> None:
     subprocess.run([sys.executable, "-c", NO_TORCH.format(statement=statement)], check=True)
 
 
+def test_a_model_is_loaded_without_torchs_compiler() -> None:
+    program = "import sys, d4c; d4c.load('tiny'); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_the_runtime_loads_no_more_than_it_needs() -> None:
     unwanted = "torch", "typer", "rich", "yaml", "safetensors", "open_clip", "onnx", "onnxruntime", "openvino"
     program = (

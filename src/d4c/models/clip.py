@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from d4c.artifact.architecture import ClipConfig, ResNetConfig
 from d4c.errors import ModelFileError
@@ -103,9 +106,21 @@ class TorchEncoder:
         return torch.cat([self.clip.encode_text(p.to(device)).cpu() for p in parts]).numpy()
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves normal draws out: on the meta device they give no values, and make torch load its compiler for seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.normal_ or func is nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def build_towers(config: ClipConfig) -> tuple[ImageTower, TextTransformer]:
     """Both towers on the meta device: shapes without values, to be loaded with `assign=True`."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         image: ImageTower
         if isinstance(config.image, ResNetConfig):
             image = ModifiedResNet(config.image, config.embed_dim)
