@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from d4c.errors import ImageFileError
+from d4c.errors import D4CError, ImageFileError
+from d4c.inputs import PICTURE_SUFFIXES
 from d4c.runtime import Session
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 BETWEEN_SAVES = 500  # pictures: an interrupted run loses no more
 
 Embedding = NDArray[np.float32]
@@ -76,8 +76,11 @@ def main() -> None:
     parser.add_argument("--index", type=Path, default=Path("photos.npz"), help="where embeddings are kept")
     args = parser.parse_args()
 
-    session = Session(args.model)
-    pictures = sorted(path for path in args.photos.rglob("*") if path.suffix.lower() in SUFFIXES)
+    try:
+        session = Session(args.model)
+    except D4CError as error:
+        parser.error(str(error))
+    pictures = sorted(path for path in args.photos.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
     embedded = embed(session, pictures, args.index)
     if not embedded:
         parser.error(f"no pictures in {args.photos}")

@@ -66,8 +66,25 @@ def test_images_of_ones_own_are_compared(
 ) -> None:
     small = ("synthesize.images=4", "synthesize.steps=2", "calibrate.texts=8", "reconstruct.method=none")
     overrides = [part for setting in small for part in ("--set", setting)]
-    run("own_images.py", f"local-dir:{vit_folder}", "--out", tmp_path / "runs", *overrides, monkeypatch=monkeypatch)
+    arguments = (f"local-dir:{vit_folder}", "--out", tmp_path / "runs", *overrides)
+    run("own_images.py", *arguments, monkeypatch=monkeypatch)
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[2:] == ["synthetic", "ten_steps", "one_over_f", "dead_leaves"]
     assert [row.split()[0] for row in rows] == ["waves", "one_over_f", "dead_leaves", "d4c"]
     assert all(0 < float(error) < 1 for row in rows for error in row.split()[1:])
+
+    ideas = tmp_path / "own_images.py"
+    ideas.write_text(
+        (EXAMPLES / "own_images.py").read_text().replace("WAVES, MOST_CYCLES = 12", "WAVES, MOST_CYCLES = 1")
+    )
+    run(str(ideas), *arguments, monkeypatch=monkeypatch)  # another idea, in the same folder
+    _, changed, *others = capsys.readouterr().out.splitlines()
+    assert (changed != rows[0], others) == (True, rows[1:])
+
+
+def test_what_was_not_exported_is_one_line(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("search_photos.py", photos, photos, "red", monkeypatch=monkeypatch)
+    assert "d4c.json" in capsys.readouterr().err

@@ -10,9 +10,7 @@ import torch
 
 from d4c.errors import ImageFileError, UsageError
 from d4c.images.image_set import ImageSet
-from d4c.inputs import Preprocess, read_pixels
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+from d4c.inputs import PICTURE_SUFFIXES, Preprocess, read_pixels
 
 
 def load_image_folder(
@@ -29,11 +27,11 @@ def load_image_folder(
     """
     if not folder.is_dir():
         raise UsageError(f"no such folder: {folder}")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     if seed is not None:
         paths = sorted(random.Random(seed).sample(paths, min(limit or len(paths), len(paths))))
     paths = paths[:limit]
     if not paths:
-        raise ImageFileError(f"{folder}: no pictures ({' '.join(sorted(SUFFIXES))})")
+        raise ImageFileError(f"{folder}: no pictures ({' '.join(sorted(PICTURE_SUFFIXES))})")
     pixels = [read_pixels(path, preprocess) for path in paths]
     return ImageSet.unlabelled(torch.from_numpy(np.stack(pixels)), "folder", files=len(paths))

@@ -11,6 +11,7 @@ from PIL import Image
 from d4c.errors import ImageFileError
 from d4c.inputs.preprocess import Preprocess
 
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 WHITE = 65535  # of 16 bits
 
 

@@ -26,7 +26,7 @@ class Preprocess:
 
     Args:
         size: side of the square that comes out, pixels.
-        mean, std: per channel, in [0, 1] units.
+        mean, std: per channel, in [0, 1] units; a list, as JSON has it, becomes a tuple.
         resize_mode: "shortest" scales the short side and crops the middle, "squash" ignores the aspect ratio,
             "longest" scales the long side and pads with black.
     """
@@ -40,9 +40,12 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.interpolation not in _RESAMPLING or self.resize_mode not in ("shortest", "squash", "longest"):
             raise ModelFileError(f"unknown preprocessing '{self.interpolation}', '{self.resize_mode}'")
-        for name, values, least in (("mean", self.mean, -np.inf), ("std", self.std, 0)):
-            if np.shape(values) != (3,) or not all(isinstance(v, (int, float)) and least < v < np.inf for v in values):
-                raise ModelFileError(f"unknown preprocessing: {name} = {values}")
+        for name, least in (("mean", -np.inf), ("std", 0)):
+            given = getattr(self, name)
+            values = tuple(given) if isinstance(given, list | tuple) else ()
+            if len(values) != 3 or not all(isinstance(v, int | float) and least < v < np.inf for v in values):
+                raise ModelFileError(f"unknown preprocessing: {name} = {given}")
+            object.__setattr__(self, name, values)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """One picture -> [3, size, size] float32 in normalised space.

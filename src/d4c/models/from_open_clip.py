@@ -179,8 +179,7 @@ def preprocess_from_open_clip(settings: dict[str, Any], size: int) -> Preprocess
     if settings.get("resize_mode") == "longest" and settings.get("fill_color"):
         raise UnsupportedModelError(f"preprocess_cfg option fill_color = {settings['fill_color']} is not supported")
     given = {k: settings[k] for k in ("mean", "std", "interpolation", "resize_mode") if settings.get(k) is not None}
-    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return Preprocess(size, **arguments)
+    return Preprocess(size, **given)
 
 
 def _config(model_cfg: dict[str, Any], source: str) -> ClipConfig:

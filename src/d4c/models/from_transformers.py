@@ -143,10 +143,7 @@ def preprocess_from_transformers(settings: dict[str, Any], size: int, source: st
         mode = "squash"
     if given != size or crop != size:
         raise UnsupportedModelError(f"{source}: pictures are prepared for another size than the model's {size} pixels")
-    given_values = {name: settings.get(f"image_{name}") for name in ("mean", "std")}
-    means: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in given_values.items() if v is not None
-    }
+    means = {name: settings[f"image_{name}"] for name in ("mean", "std") if settings.get(f"image_{name}") is not None}
     return Preprocess(size, interpolation=interpolation, resize_mode=mode, **means)  # type: ignore[arg-type]
 
 

@@ -30,7 +30,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGri
     qmin - z or qmax - z outside.
     """
     if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
-        return quantize(x, scale, zero_point, grid).sub_(zero_point).mul_(scale)
+        return quantize(x, scale, zero_point, grid).sub_(zero_point).mul_(scale)  # in place: these codes are its own
     snapped: Tensor = _FakeQuantize.apply(x, scale, zero_point, grid)  # type: ignore[no-untyped-call]
     return snapped
 
