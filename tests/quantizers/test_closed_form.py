@@ -1,6 +1,7 @@
 """Oracles for the closed form: exhaustive search, textbook GPTQ, and identities that hold exactly."""
 
 import itertools
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -139,6 +140,27 @@ def test_the_size_of_blocks_changes_nothing(block: int) -> None:
     affine = search_scales(problem.weight, problem.moments.gram.diagonal(), problem.grid)
     whole = round_with_feedback(problem.weight, problem.factor, affine)
     assert torch.equal(round_with_feedback(problem.weight, problem.factor, affine, block=block), whole)
+
+
+def test_blocks_can_be_replayed_as_recorded_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(columns=150)  # more than one block
+    affine = search_scales(problem.weight, problem.moments.gram.diagonal(), problem.grid)
+
+    def solved() -> tuple[Tensor, Tensor]:
+        codes = round_with_feedback(problem.weight, problem.factor, affine)
+        return codes, polish(codes, problem.weight, problem.factor.ridged, affine, None, sweeps=2)
+
+    def on_tensors_of_its_own(function: Callable[..., None], changed: Sequence[Tensor], read: Sequence[Tensor]) -> None:
+        function(*(torch.empty_like(tensor, device="meta") for tensor in (*changed, *read)))  # there are no values
+        own = [tensor.clone() for tensor in (*changed, *read)]
+        function(*own)
+        for held, given in zip(own, changed, strict=False):
+            given.copy_(held)
+
+    expected = solved()
+    monkeypatch.setattr(closed_form, "launch", on_tensors_of_its_own)
+    for found, codes in zip(solved(), expected, strict=True):
+        assert torch.equal(found, codes)
 
 
 def test_the_order_in_which_columns_stand_changes_nothing() -> None:

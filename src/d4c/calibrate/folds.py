@@ -16,7 +16,6 @@ from d4c.models import Clip
 from d4c.models.attention import AttentionProducts, Block
 from d4c.models.folding import centre_attention, fold_layernorm
 from d4c.models.parts import Part, TowerName, captured_inputs, keep_live, live_tokens, run_in_batches, tower_parts
-from d4c.models.quantized import sites_of
 from d4c.quantizers.closed_form import Factor, WeightForm, ridge_move, solve
 from d4c.quantizers.functional import fake_quantize
 from d4c.quantizers.grids import TensorFormat
@@ -102,7 +101,7 @@ def _fold_of(clip: Clip, site: str, rows: Tensor, scheme: Scheme, exponents: Seq
     """Shift and ratio of a LayerNorm's channels, [channel] each."""
     if len(exponents) == 1:
         return _middle(rows), _ratio(rows, exponents[0])
-    readers = [layer for layer, read in sites_of(clip).inputs.items() if read == site and layer in scheme.weights]
+    readers = [layer for layer, read in clip.input_sites().items() if read == site and layer in scheme.weights]
     given = scheme.tensors.get(site) or (scheme.inputs.get(readers[0]) if readers else None)
     if not readers or given is None:
         return torch.zeros_like(rows[0]), torch.ones_like(rows[0])

@@ -13,7 +13,6 @@ from d4c.errors import CalibrationError
 from d4c.images import ImageSet
 from d4c.models import Clip
 from d4c.models.parts import TowerName, captured_inputs, keep_live, padded_or_live, run_in_batches, tower_parts
-from d4c.models.quantized import sites_of
 from d4c.quantizers.functional import fake_quantize
 from d4c.quantizers.grids import AffineGrid, IntegerGrid, PerChannel, PerToken, TensorFormat, place_grid
 from d4c.quantizers.pair_safe import pair_safe_span
@@ -66,7 +65,7 @@ def run(
     inputs: dict[str, AffineGrid] = {}
     for tower in towers:
         _observe_tower(clip, tower, *data[tower], scheme, config, work, ranks, tensors, inputs)
-    reads = sites_of(clip).inputs
+    reads = clip.input_sites()
     chosen = {layer: f for layer, f in scheme.weights.items() if layer.partition(".")[0] in towers}
     mine = {}
     for i, layer in _shared(list(chosen), ranks):
@@ -135,7 +134,7 @@ def _place(values: Tensor, tensor_format: TensorFormat, observe: Observe) -> Aff
 
 def _readers(clip: Clip, site: str) -> list[nn.Linear | nn.Conv2d]:
     """The layers that read a tensor, or the one layer whose input is meant."""
-    names = [layer for layer, read in sites_of(clip).inputs.items() if site in (layer, read)]
+    names = [layer for layer, read in clip.input_sites().items() if site in (layer, read)]
     return [clip.get_submodule(name) for name in names]  # type: ignore[misc]
 
 

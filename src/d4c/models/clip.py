@@ -59,6 +59,14 @@ class Clip(nn.Module):
         self.register_buffer("logit_bias", None if logit_bias is None else logit_bias.detach().float().reshape(()))
         self.eval().requires_grad_(False)
 
+    def input_sites(self) -> dict[str, str]:
+        """The tensor site that each layer reads, both by path in the model."""
+        return {
+            f"{tower}.{layer}": f"{tower}.{site}"
+            for tower, sites in (("image", self.image.input_sites()), ("text", self.text.input_sites()))
+            for layer, site in sites.items()
+        }
+
     def encode_image(self, pixels: Tensor, normalize: bool = False) -> Tensor:
         """[batch, 3, height, width] in normalised space -> [batch, embedding]."""
         features: Tensor = self.image(pixels)

@@ -59,14 +59,12 @@ class QuantizedClip(Clip):
 def sites_of(clip: Clip) -> Sites:
     """Everything in a model that a scheme can name."""
     tensors = tuple(tensor_sites(clip))
-    inputs = {f"image.{layer}": f"image.{site}" for layer, site in clip.image.input_sites().items()}
-    inputs |= {f"text.{layer}": f"text.{site}" for layer, site in clip.text.input_sites().items()}
     return Sites(
         layers=tuple(layer_sites(clip)),
         embeddings=frozenset({"text.token_embedding"}),
         tensors=tensors,
         attention_factors=frozenset(site for site in tensors if is_attention_factor(site)),
-        inputs=inputs,
+        inputs=clip.input_sites(),
         convolutions=frozenset(name for name, module in clip.named_modules() if isinstance(module, nn.Conv2d)),
     )
 

@@ -12,7 +12,6 @@ from d4c.artifact import FORMAT_VERSION
 from d4c.artifact.packing import pack_nibbles
 from d4c.errors import CalibrationError
 from d4c.models import QuantizedClip
-from d4c.models.quantized import sites_of
 from d4c.quantizers.grids import PerChannel, PerToken, TensorFormat
 from d4c.quantizers.layers import QuantConv2d, QuantEmbedding, QuantLinear, UniformQuantizer
 from d4c.quantizers.pair_safe import is_pair_safe
@@ -80,7 +79,7 @@ def _freeze_bias(quantized: QuantizedClip, module: QuantLinear | QuantConv2d, la
         return {}
     if not deployable:
         return {f"{layer}.bias": _numpy(bias)}
-    source = quantized.get_submodule(sites_of(quantized).inputs[layer])
+    source = quantized.get_submodule(quantized.input_sites()[layer])
     assert isinstance(source, UniformQuantizer)
     scale = (source.scale * module.weight.scale.reshape(-1)).cpu().double()  # [out], the float32 product
     codes = (bias.cpu().double() / scale).round()  # [out]

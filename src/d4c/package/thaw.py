@@ -13,7 +13,7 @@ from torch import Tensor
 from d4c.artifact import Artifact
 from d4c.artifact.packing import unpack_nibbles
 from d4c.errors import ArtifactError
-from d4c.models import QuantizedClip, sites_of, wrap
+from d4c.models import QuantizedClip, wrap
 from d4c.models.clip import Clip, build_towers
 from d4c.models.resnet import ModifiedResNet, Shortcut
 from d4c.quantizers.grids import AffineGrid, Granularity, IntegerGrid, PerChannel, PerTensor, PerToken, TensorFormat
@@ -68,7 +68,7 @@ def thaw_integers(artifact: Artifact) -> QuantizedClip:
         raise ArtifactError(f"{artifact.folder}: recipe {artifact.quantization['recipe']} has no integer form")
     quantized = thaw(artifact)
     quantizers = quantized.tensor_quantizers()
-    inputs = sites_of(quantized).inputs
+    inputs = quantized.input_sites()
     for layer, site in inputs.items():
         module = quantized.get_submodule(layer)
         if isinstance(module, QuantLinear | QuantConv2d):
@@ -150,7 +150,7 @@ def _parameter(artifact: Artifact, scheme: Scheme, ranges: Ranges, name: str, sh
 
 
 def _set_biases(clip: Clip, artifact: Artifact, ranges: Ranges) -> None:
-    for layer, site in sites_of(clip).inputs.items():
+    for layer, site in clip.input_sites().items():
         codes = artifact.arrays.get(f"{layer}.bias")
         if codes is not None and codes.dtype == np.int32:
             scale = ranges.tensors[site].scale * ranges.weights[layer].scale.reshape(-1)  # [out]

@@ -17,21 +17,23 @@ COMQ's (arXiv:2403.07134). The error of the result is Σ_j R_jj² (t_j - q_j)²,
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from d4c.errors import CalibrationError
+from d4c.quantizers.cuda_graphs import launch
 from d4c.quantizers.functional import dequantize, quantize
-from d4c.quantizers.grids import AffineGrid, IntegerGrid, place_grid
+from d4c.quantizers.grids import AffineGrid, IntegerGrid, cover, place_grid
 from d4c.quantizers.moments import Moments
 from d4c.quantizers.pair_safe import MAX_PAIR_SUM, clamp_pairs, column_pairs, pair_safe_span
 
 BLOCK = 128  # columns between two matrix products
 NUM_SHRINKS, LEAST_SHRINK = 40, 0.25
 SETTLED = 1e-3  # share of codes below which another sweep is not worth its time
+Bounds = Callable[[int], tuple[Tensor, Tensor]]  # lowest and highest code of a column, [out] each
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,15 @@ def search_scales(target: Tensor, importance: Tensor, grid: IntegerGrid, num_shr
         a grid with scale and zero point [out, 1].
     """
     low, high = target.amin(dim=1, keepdim=True), target.amax(dim=1, keepdim=True)  # [out, 1]
-    best = place_grid(low, high, grid)
-    scale, zero_point = best.scale, best.zero_point
+    scale, zero_point = cover(low, high, grid)
     least = torch.full_like(low, torch.inf)
     for shrink in torch.linspace(1, LEAST_SHRINK, num_shrinks).tolist():
-        tried = place_grid(low * shrink, high * shrink, grid)
-        rounded = dequantize(quantize(target, tried.scale, tried.zero_point, grid), tried.scale, tried.zero_point)
+        tried = cover(low * shrink, high * shrink, grid)  # a grid's own checks would make a GPU wait, 40 times
+        rounded = dequantize(quantize(target, *tried, grid), *tried)
         error = (target - rounded).square_() @ importance[:, None]  # [out, 1]
         better = error < least
         least = torch.where(better, error, least)
-        scale = torch.where(better, tried.scale, scale)
-        zero_point = torch.where(better, tried.zero_point, zero_point)
+        scale, zero_point = (torch.where(better, new, old) for new, old in zip(tried, (scale, zero_point), strict=True))
     return AffineGrid(scale, zero_point, grid)
 
 
@@ -163,6 +163,10 @@ class Neighbours:
         lowest, highest = functools.reduce(torch.minimum, near), functools.reduce(torch.maximum, near)
         return torch.maximum(-MAX_PAIR_SUM - lowest, low), torch.minimum(MAX_PAIR_SUM - highest, high)
 
+    def within(self, start: int, codes: Sequence[Tensor], low: Tensor, high: Tensor) -> Bounds:
+        """The same for a block of columns, counted from `start`."""
+        return lambda i: self.bounds(start + i, codes, low, high)
+
 
 def round_with_feedback(
     target: Tensor, factor: Factor, affine: AffineGrid, neighbours: Neighbours | None = None, block: int = BLOCK
@@ -182,21 +186,36 @@ def round_with_feedback(
     centred = torch.zeros_like(wanted)  # q - z
     least, most = (bound - affine.zero_point[:, 0] for bound in (affine.grid.qmin, affine.grid.qmax))
     near = None if neighbours is None else neighbours.reordered(order)
-    wanted_at, centred_at, error_at = wanted.unbind(), centred.unbind(), errors.unbind()  # once, not column by column
+    centred_at = centred.unbind()  # once, not column by column
     for start in range(0, len(order), block):
-        stop = min(start + block, len(order))
-        inside = unit_upper[start:stop, start:stop]
-        carried = wanted[start:stop] + unit_upper[:start, start:stop].T @ errors[:start]
-        for i, column in enumerate(carried.unbind()):
-            j = start + i
-            low, high = (least, most) if near is None else near.bounds(j, centred_at, least, most)
-            torch.round(column, out=centred_at[j]).clamp_(low, high)
-            torch.sub(wanted_at[j], centred_at[j], out=error_at[j])
-            if j + 1 < stop:
-                carried[i + 1 :].addr_(inside[i, i + 1 :], error_at[j])
+        part = slice(start, min(start + block, len(order)))
+        carried = wanted[part] + unit_upper[:start, part].T @ errors[:start]
+        changed, read = (centred[part], errors[part]), (carried, wanted[part], unit_upper[part, part], least, most)
+        if near is None:
+            launch(_round_block, changed, read)
+        else:
+            _round_block(*changed, *read, near.within(start, centred_at, least, most))
     codes = torch.empty_like(wanted)
     codes[factor.order] = centred
     return (codes.T + affine.zero_point).contiguous()
+
+
+def _round_block(
+    centred: Tensor, errors: Tensor, carried: Tensor, wanted: Tensor, coupling: Tensor, low: Tensor, high: Tensor,
+    bounds: Bounds | None = None,
+) -> None:  # fmt: skip
+    """Round some columns in turn; `centred`, `errors` and `carried` change.
+
+    Args:
+        centred, errors: what comes of it; carried: with the errors of earlier blocks; wanted; all [column, out].
+        coupling: B, [column, column]; low, high: of codes, [out], where no `bounds` tell them for each column.
+    """
+    columns = zip(carried.unbind(), centred.unbind(), wanted.unbind(), errors.unbind(), strict=True)
+    for i, (column, code, want, error) in enumerate(columns):
+        torch.round(column, out=code).clamp_(*(bounds(i) if bounds else (low, high)))
+        torch.sub(want, code, out=error)
+        if i + 1 < len(carried):
+            carried[i + 1 :].addr_(coupling[i, i + 1 :], error)
 
 
 def polish(
@@ -209,30 +228,45 @@ def polish(
     Args:
         ridged: H_λ, [in, in]; sweeps: at most so many; they end when hardly a code changes.
     """
-    num_columns = len(ridged)
     centred = (codes - affine.zero_point).T.contiguous()  # q - z, [in, out], as everything here
     least, most = (bound - affine.zero_point[:, 0] for bound in (affine.grid.qmin, affine.grid.qmax))
-    curvature = ridged.diagonal().tolist()
     slope = ridged @ (centred - (target / affine.scale).T)  # half the gradient
     centred_at = centred.unbind()
     for _ in range(sweeps):
         before = centred.clone()
-        for start in range(0, num_columns, BLOCK):
-            stop = min(start + BLOCK, num_columns)
-            local = slope[start:stop]
-            moves = torch.empty_like(local)
-            columns = zip(local.unbind(), moves.unbind(), ridged[start:stop, start:stop].unbind(), strict=True)
-            for j, (half_gradient, move, coupling) in enumerate(columns, start):
-                low, high = (least, most) if neighbours is None else neighbours.bounds(j, centred_at, least, most)
-                torch.div(half_gradient, -curvature[j], out=move).round_()
-                move.add_(centred_at[j]).clamp_(low, high).sub_(centred_at[j])  # as far as the grid allows
-                centred_at[j].add_(move)
-                local.addr_(coupling, move)
-            slope[:start].addmm_(ridged[:start, start:stop], moves)
-            slope[stop:].addmm_(ridged[stop:, start:stop], moves)
+        for start in range(0, len(ridged), BLOCK):
+            stop = min(start + BLOCK, len(ridged))
+            part = slice(start, stop)
+            moves = torch.empty_like(slope[part])
+            changed, read = (centred[part], slope[part], moves), (ridged[part, part], least, most)
+            if neighbours is None:
+                launch(_polish_block, changed, read)
+            else:
+                _polish_block(*changed, *read, neighbours.within(start, centred_at, least, most))
+            slope[:start].addmm_(ridged[:start, part], moves)
+            slope[stop:].addmm_(ridged[stop:, part], moves)
         if float((centred != before).sum()) < SETTLED * codes.numel():
             break
     return (centred.T + affine.zero_point).contiguous()
+
+
+def _polish_block(
+    centred: Tensor, slope: Tensor, moves: Tensor, ridged: Tensor, low: Tensor, high: Tensor,
+    bounds: Bounds | None = None,
+) -> None:  # fmt: skip
+    """Move some columns' codes in turn; the first three change.
+
+    Args:
+        centred, slope, moves: codes, half the error's gradient, and how far codes went, [column, out].
+        ridged: [column, column]; low, high, bounds: as for `_round_block`.
+    """
+    curvature = ridged.diagonal().neg().unbind()
+    columns = zip(slope.unbind(), centred.unbind(), moves.unbind(), ridged.unbind(), strict=True)
+    for i, (half_gradient, code, move, coupling) in enumerate(columns):
+        torch.div(half_gradient, curvature[i], out=move).round_()
+        move.add_(code).clamp_(*(bounds(i) if bounds else (low, high))).sub_(code)  # as far as the grid allows
+        code.add_(move)
+        slope.addr_(coupling, move)
 
 
 def refit_scales(codes: Tensor, target: Tensor, ridged: Tensor, affine: AffineGrid) -> AffineGrid:

@@ -102,7 +102,12 @@ class AffineGrid:
 
 
 def place_grid(low: Tensor, high: Tensor, grid: IntegerGrid) -> AffineGrid:
-    """Put a grid over the range low .. high, widened to hold zero exactly.
+    """A grid over the range low .. high; see `cover`."""
+    return AffineGrid(*cover(low, high, grid), grid)
+
+
+def cover(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a grid over the range low .. high, widened to hold zero exactly.
 
     Asymmetric: scale = (high - low) / qmax, zero_point = round(-low / scale).
     Symmetric: scale = max(-low, high) / qmax.
@@ -116,4 +121,4 @@ def place_grid(low: Tensor, high: Tensor, grid: IntegerGrid) -> AffineGrid:
     scale = span / grid.qmax
     scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
     zero_point = torch.zeros_like(scale) if grid.symmetric else (-low / scale).round().clamp(grid.qmin, grid.qmax)
-    return AffineGrid(scale, zero_point, grid)
+    return scale, zero_point

@@ -26,7 +26,6 @@ from d4c.models.parts import (
     run_in_batches,
     tower_parts,
 )
-from d4c.models.quantized import sites_of
 from d4c.models.sharing import sharing_copy
 from d4c.quantizers.functional import quantize
 from d4c.quantizers.layers import UniformQuantizer
@@ -245,7 +244,7 @@ def _solve(place: Place, config: Reconstruct, seed: int, work: Work, ranks: Rank
         learned = Learned.from_arrays(piece, unit)
         ridge, step, nearest_error, error, changed = (float(x) for x in piece["report"])
     else:
-        source = place.quantized.get_submodule(sites_of(place.clip).inputs[next(iter(unit.weights))])
+        source = place.quantized.get_submodule(place.clip.input_sites()[next(iter(unit.weights))])
         solution = solve_unit(
             unit, place.split, place.batch, config.refits,
             input_scale=source.scale if isinstance(source, UniformQuantizer) else None,

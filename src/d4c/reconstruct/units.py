@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from d4c.models import Clip, QuantizedClip
 from d4c.models.parts import Part
-from d4c.models.quantized import sites_of
 from d4c.models.resnet import Bottleneck
 from d4c.quantizers.layers import GridWeight, QuantConv2d, QuantLayer, QuantLinear, UniformQuantizer
 
@@ -153,7 +152,7 @@ def _layer_unit(part: Part, quantized: QuantizedClip, clip: Clip, site: str, lay
 
 def sites_of_wrapped(quantized: QuantizedClip, clip: Clip) -> dict[str, str]:
     """The tensor site that each layer reads, for layers that stayed layers in the wrapped model."""
-    return {layer: site for layer, site in sites_of(clip).inputs.items() if layer in quantized.scheme.weights}
+    return {layer: site for layer, site in clip.input_sites().items() if layer in quantized.scheme.weights}
 
 
 def _input_quantizer(quantized: QuantizedClip, layer: str) -> nn.Module:
